@@ -1,0 +1,83 @@
+# Everything a newcomer types. `make help` lists it.
+#
+# Set-up is a stamp file: a target that needs packages depends on .venv/.run or .venv/.dev and nothing is installed
+# twice. The development lock is made with the run-time lock as its constraint, so the order never matters.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+ARGS   ?=
+JOBS   ?= auto
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+IMAGE  ?= genesis-gateway
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- set-up -----------------------------------------------------------------
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.13" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.run: .venv/.python deploy/lock/run.txt pyproject.toml
+	$(PIP) install --require-hashes -r deploy/lock/run.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: .venv/.run deploy/lock/dev.txt
+	$(PIP) install --require-hashes -r deploy/lock/dev.txt
+	@touch $@
+
+# --- use --------------------------------------------------------------------
+
+.PHONY: run demo bench
+run: .venv/.run ## start the gateway; without any key it serves the built-in simulator
+	$(BIN)/gateway serve $(ARGS)
+
+demo: .venv/.dev ## ask 160 questions through the real openai SDK and print the table
+	$(BIN)/gateway demo $(ARGS)
+
+bench: .venv/.dev ## measure CPU per request beside a naive proxy
+	$(BIN)/python -m bench $(ARGS)
+
+# --- prove ------------------------------------------------------------------
+
+.PHONY: check test cover
+check: .venv/.dev ## lint, types, policies, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/gateway check
+	$(BIN)/hadolint Dockerfile
+
+test: check ## check, then every test (ARGS="-k budget" picks some)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
+
+cover: .venv/.dev ## the tests with a coverage report
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report term $(ARGS)
+
+# --- ship -------------------------------------------------------------------
+
+COMPILE = $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+          --fork-strategy fewest --no-header --no-emit-index-url --no-emit-find-links --no-annotate $(UPGRADE)
+
+.PHONY: lock docker clean
+lock: .venv/.dev ## remake deploy/lock (UPGRADE=--upgrade moves to the newest versions)
+	$(COMPILE) pyproject.toml --group build --extra litellm --output-file deploy/lock/run.txt
+	$(COMPILE) pyproject.toml --group dev --extra litellm --constraint deploy/lock/run.txt --output-file deploy/lock/dev.txt
+	$(COMPILE) pyproject.toml --group build --constraint deploy/lock/run.txt --output-file deploy/lock/image.txt
+	echo litellm | $(COMPILE) - --no-deps --constraint deploy/lock/run.txt --output-file deploy/lock/prices.txt
+
+docker: ## build the image (needs a container engine)
+	docker build --tag $(IMAGE) .
+
+clean: ## remove what the other targets made; state/ and reports/ stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+	find gateway tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Middle floor: pure decisions. Given values and `now`, they return values."""

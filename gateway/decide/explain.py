@@ -1,0 +1,84 @@
+"""What would happen to a call, in words, without calling anyone: the journey's own decisions, in its order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.decide.budget import bound_tokens, caps_that_apply
+from gateway.decide.fill import fill
+from gateway.decide.identify import Caller, identify
+from gateway.decide.plan import Plan, Target
+from gateway.domain.dialects import DIALECTS, translate
+from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.wire import ChatBody
+
+
+class Link(msgspec.Struct, kw_only=True):
+    """One model of the chain: its price and the most this call could cost there."""
+
+    model: str
+    upstream: str
+    price: str
+    at_most_usd: str | None
+    fields_dropped: list[str]
+
+
+class Explanation(msgspec.Struct, kw_only=True):
+    """Every decision about one call, with its reason."""
+
+    env: str
+    agent: str
+    agent_from: str
+    rule: str
+    why: str
+    bucket: int | None
+    share_percent: float
+    variant: str
+    variant_from: str
+    max_tokens: int
+    fields_lowered: list[str]
+    chain: list[Link]
+    caps: list[str]
+    sent: dict[str, Any]
+
+
+def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Caller, *, now_s: float) -> Explanation:
+    """Explain one call. Raises `Refused` exactly where the call itself would be refused before its reservation."""
+    who = identify(plan, headers, body, caller, now_s=now_s)
+    assignment = plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
+    filled = fill(body, who.agent.defaults, plan.limits)
+    size = sum(len(bytes(value)) for value in filled.fields.values())
+    messages = len(body.texts())
+    tokens = bound_tokens(request_bytes=size, messages=messages, max_tokens=filled.max_tokens, n=body.n)
+    dimensions = {"agent": who.agent.name, "key": caller.key, "operation": who.operation, "user": who.user}
+
+    def link(target: Target) -> Link:
+        price = target.price
+        bound = Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1])
+        per_mtok = price and f"{format_usd(price.input_nusd_per_mtok)} in, {format_usd(price.output_nusd_per_mtok)} out"
+        return Link(
+            model=target.ref,
+            upstream=target.upstream,
+            price=f"{per_mtok} usd per million tokens ({price.source})" if price else "unknown",
+            at_most_usd=format_usd(cost_nusd(price, bound)) if price else None,
+            fields_dropped=translate(DIALECTS[target.kind], filled.fields)[1],
+        )
+
+    shown = {name: value for name, value in filled.fields.items() if name not in ("messages", "model", "tools")}
+    return Explanation(
+        env=plan.env,
+        agent=who.agent.name,
+        agent_from=who.agent_from,
+        rule=who.rule,
+        why=who.why,
+        bucket=assignment.bucket,
+        share_percent=who.agent.share_bps / 100,
+        variant=assignment.variant,
+        variant_from=who.variant_from or assignment.variant_from,
+        max_tokens=filled.max_tokens,
+        fields_lowered=list(filled.lowered),
+        chain=[link(target) for target in assignment.chain],
+        caps=caps_that_apply(plan.caps, {**dimensions, "model": assignment.chain[0].ref}),
+        sent={name: msgspec.json.decode(value) for name, value in shown.items()},
+    )

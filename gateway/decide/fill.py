@@ -1,0 +1,55 @@
+"""What an agent's defaults add to a request, and what the policy's ceilings take from it.
+
+Its one invariant: a field the caller set is never replaced by a default; only a ceiling may lower it, and then the
+caller is told.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from gateway.domain.errors import Refused
+from gateway.domain.policy import Limits
+from gateway.domain.wire import ChatBody, Fields, raw
+
+
+class Filled(NamedTuple):
+    """The fields to send, the output limit in force (tokens per choice), and the names of what was lowered."""
+
+    fields: Fields
+    max_tokens: int
+    lowered: tuple[str, ...]
+
+
+def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits) -> Filled:
+    """Complete a request. `defaults` must hold max_tokens. Raises `Refused` for more choices than the policy allows."""
+    if body.n > limits.n:
+        raise Refused("invalid_value", f"n must be at most {limits.n} here", param="n")
+    fields = dict(body.fields)
+    lowered: list[str] = []
+    limit_field = "max_tokens"
+    if body.is_set("max_completion_tokens"):
+        # One limit goes out, the one that counts; two could be read differently by two providers.
+        limit_field = "max_completion_tokens"
+        fields.pop("max_tokens", None)
+    for name, value in defaults.items():
+        if name == "max_tokens":
+            if body.max_tokens is None:
+                fields[name] = value
+        elif not body.is_set(name):
+            fields[name] = value
+    max_tokens = body.max_tokens
+    if max_tokens is None:
+        max_tokens = msgspec.json.decode(defaults["max_tokens"], type=int)
+    if limits.max_tokens is not None and max_tokens > limits.max_tokens:
+        # The caller hears of it only where it was the caller's own figure.
+        if body.max_tokens is not None:
+            lowered.append(limit_field)
+        max_tokens = limits.max_tokens
+        fields[limit_field] = raw(max_tokens)
+    if limits.temperature is not None and body.temperature is not None and body.temperature > limits.temperature:
+        fields["temperature"] = raw(limits.temperature)
+        lowered.append("temperature")
+    return Filled(fields, max_tokens, tuple(lowered))

@@ -1,0 +1,172 @@
+"""Config and policy compiled into one lookup table, once per load; a request only looks things up in it.
+
+Its one invariant: a `Plan` never changes. A reload makes a new one, and a call keeps the one it began with.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from gateway.decide.assign import bucket_of, is_treated
+from gateway.decide.prices import PriceBook
+from gateway.decide.route import Routes, compile_routes
+from gateway.domain.call import Variant
+from gateway.domain.errors import Refused
+from gateway.domain.money import Price
+from gateway.domain.policy import BPS_PER_PERCENT, Cap, Key, Limits, Overrides, Policy
+from gateway.domain.rules import Routing
+from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
+from gateway.domain.wire import raw
+
+RAW_AGENT = "raw"
+# A call without any limit could cost anything, so where neither caller nor agent sets one, this is put in.
+MAX_TOKENS_IF_UNSET = 4096
+
+
+class Target(NamedTuple):
+    """One model at one upstream: what to ask for, where, in which dialect, at which price."""
+
+    ref: str
+    upstream: str
+    model: str
+    kind: str
+    price: Price | None
+
+
+class Assignment(NamedTuple):
+    """The arm a call is in, why, and the models to try, best first."""
+
+    variant: Variant
+    variant_from: str
+    bucket: int | None
+    chain: tuple[Target, ...]
+
+
+class AgentPlan(NamedTuple):
+    """One agent, ready to serve."""
+
+    name: str
+    description: str
+    salt: str
+    share_bps: int
+    finetuned: tuple[Target, ...]
+    baseline: tuple[Target, ...]
+    defaults: Mapping[str, Raw]
+
+
+class Plan(NamedTuple):
+    """Everything a request needs to know, resolved."""
+
+    env: str
+    agents: Mapping[str, AgentPlan]
+    routes: Routes
+    default_agent: str
+    prices: PriceBook
+    upstream_kinds: Mapping[str, str]
+    use_finetuned: bool
+    is_experiment: bool
+    fallback_enabled: bool
+    unknown_agent: Literal["refuse", "baseline"]
+    allow_raw_models: bool
+    overrides: Overrides
+    limits: Limits
+    caps: tuple[Cap, ...]
+    keys: tuple[Key, ...]
+
+    def raw_agent(self, ref: str) -> AgentPlan | None:
+        """A stand-in agent for a model named outright, where the policy lets it pass and the upstream exists."""
+        upstream, model = split_ref(ref)
+        kind = self.upstream_kinds.get(upstream)
+        if not self.allow_raw_models or kind is None or not model:
+            return None
+        target = Target(ref, upstream, model, kind, self.prices.find(ref, kind))
+        return AgentPlan(RAW_AGENT, "", RAW_AGENT, 0, (target,), (target,), {"max_tokens": raw(MAX_TOKENS_IF_UNSET)})
+
+    def assign(
+        self, agent: AgentPlan, user: str, *, variant: Variant | None = None, allow_fallback: bool = True
+    ) -> Assignment:
+        """The arm for this user of this agent. `variant` is what the caller forces; raises `Refused` if it may not."""
+        bucket = bucket_of(agent.salt, user) if user else None
+        chosen, reason = self._arm(agent, bucket, variant)
+        chain = agent.finetuned if chosen == "finetuned" else agent.baseline
+        return Assignment(chosen, reason, bucket, chain if allow_fallback else chain[:1])
+
+    def _arm(self, agent: AgentPlan, bucket: int | None, forced: Variant | None) -> tuple[Variant, str]:
+        if forced == "finetuned" and not self.use_finetuned:
+            message = f"the policy of {self.env!r} serves no fine-tuned models, so none can be forced"
+            raise Refused("override_not_allowed", message, param="x-gateway-variant")
+        if forced is not None:
+            return forced, "override"
+        if not self.use_finetuned or agent.name == RAW_AGENT:
+            return "baseline", "policy"
+        if not self.is_experiment:
+            return "finetuned", "policy"
+        if bucket is None:
+            return "baseline", "no user"
+        return ("finetuned" if is_treated(bucket, agent.share_bps) else "baseline"), "experiment"
+
+
+def compile_plan(
+    env: str, settings: Settings, policy: Policy, routing: Routing, litellm_map: Mapping[str, Price]
+) -> Plan:
+    """One plan from checked parts. Anything wrong with them has been reported before this."""
+    prices = PriceBook(policy.prices, settings.prices, litellm_map)
+    return Plan(
+        env=env,
+        agents={name: _agent_plan(name, agent, settings, policy, prices) for name, agent in settings.agents.items()},
+        routes=compile_routes(routing),
+        default_agent=routing.default_agent,
+        prices=prices,
+        upstream_kinds={name: upstream.kind for name, upstream in settings.upstreams.items()},
+        use_finetuned=policy.models.use_finetuned,
+        is_experiment=policy.ab_testing.enabled,
+        fallback_enabled=policy.models.fallback_enabled,
+        unknown_agent=policy.models.unknown_agent,
+        allow_raw_models=policy.models.allow_raw_models,
+        overrides=policy.overrides,
+        limits=policy.limits,
+        caps=tuple(policy.caps),
+        keys=tuple(policy.keys),
+    )
+
+
+def upstreams_in_use(settings: Settings, policy: Policy) -> frozenset[str]:
+    """The upstreams some call may be sent to under this policy. Only these need their secrets."""
+    if policy.models.allow_raw_models:
+        return frozenset(settings.upstreams)
+    if policy.models.upstream:
+        return frozenset({policy.models.upstream})
+    refs: list[str] = []
+    for agent in settings.agents.values():
+        refs.append(agent.baseline)
+        refs += [agent.finetuned] if policy.models.use_finetuned else []
+        refs += agent.fallbacks if policy.models.fallback_enabled else []
+    return frozenset(split_ref(ref)[0] for ref in refs)
+
+
+def _agent_plan(name: str, agent: Agent, settings: Settings, policy: Policy, prices: PriceBook) -> AgentPlan:
+    def target(ref: str, own: PriceEntry | None = None) -> Target:
+        upstream, model = split_ref(ref)
+        price = prices.find(ref, settings.upstreams[upstream].kind, own)
+        # The policy may send every model to one upstream; the name and the price stay those of the registry.
+        serving = policy.models.upstream or upstream
+        return Target(ref, serving, model, settings.upstreams[serving].kind, price)
+
+    finetuned = target(agent.finetuned, agent.prices.finetuned)
+    baseline = target(agent.baseline, agent.prices.baseline)
+    further = tuple(target(ref) for ref in agent.fallbacks) if policy.models.fallback_enabled else ()
+    defaults = {key: raw(value) for key, value in msgspec.to_builtins(agent.defaults).items() if value is not None}
+    defaults.setdefault("max_tokens", raw(MAX_TOKENS_IF_UNSET))
+    return AgentPlan(
+        name=name,
+        description=agent.description,
+        salt=agent.salt or name,
+        share_bps=round(policy.ab_testing.rollout_percentage * BPS_PER_PERCENT)
+        if policy.ab_testing.enabled
+        else 10_000,
+        finetuned=(finetuned, baseline, *further) if policy.models.fallback_enabled else (finetuned,),
+        baseline=(baseline, *further),
+        defaults=defaults,
+    )

@@ -1,0 +1,62 @@
+"""One call: what was decided about it, its attempts, and the record that outlives it. Values only."""
+
+from typing import Literal
+
+import msgspec
+
+from gateway.domain.errors import FaultKind
+from gateway.domain.money import Usage
+
+Variant = Literal["finetuned", "baseline"]
+# exact: from the provider's usage. bound: the sound upper bound, since usage is not known. none: nothing to pay.
+CostBasis = Literal["exact", "bound", "none"]
+
+
+class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One try at one model. `fault` is None where it answered."""
+
+    ref: str
+    started_ms: int
+    duration_ms: float = 0.0
+    status: int = 0
+    fault: FaultKind | None = None
+    cost_nusd: int = 0
+
+
+class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is kept of a call: enough for the bill, the comparison and the post-mortem; no prompt, no user in clear.
+
+    Times are unix milliseconds, durations milliseconds. `model_asked`, `model_sent` and `model_answered` are three
+    names kept apart: what the caller wrote, the reference we chose, what the provider says it was.
+    """
+
+    id: str
+    at_ms: int
+    env: str
+    agent: str = ""
+    agent_from: str = ""
+    rule: str = ""
+    variant: Variant | None = None
+    variant_from: str = ""
+    bucket: int | None = None
+    share_bps: int | None = None
+    user: str = ""
+    key: str = ""
+    operation: str = "inference"
+    stream: bool = False
+    model_asked: str = ""
+    model_sent: str = ""
+    model_answered: str = ""
+    attempts: list[Attempt] = []
+    is_fallback: bool = False
+    status: int = 0
+    error: str = ""
+    finish_reason: str = ""
+    usage: Usage | None = None
+    cost_nusd: int = 0
+    cost_basis: CostBasis = "none"
+    duration_ms: float = 0.0
+    first_chunk_ms: float | None = None
+    overhead_ms: float = 0.0
+    client_left: bool = False
+    trace: str = ""

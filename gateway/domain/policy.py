@@ -1,0 +1,146 @@
+"""The typed shape of policies/<environment>.toml: what is allowed, and how traffic is shaped. Pure values and checks.
+
+State (the current rollout share, what has been spent) is not policy and never stands in these files.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.domain.names import NAME, is_name
+from gateway.domain.reading import Problem, Usd, nearest
+from gateway.domain.secret import Secret
+from gateway.domain.settings import Count, PriceEntry, Settings
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Dimension = Literal["agent", "key", "user", "model", "operation"]
+BPS_PER_PERCENT = 100
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models may serve. `upstream` sends every model to one upstream, which is how dev runs without a key."""
+
+    use_finetuned: bool = True
+    fallback_enabled: bool = True
+    unknown_agent: Literal["refuse", "baseline"] = "refuse"
+    allow_raw_models: bool = False
+    upstream: str = ""
+
+
+class AbTesting(msgspec.Struct, frozen=True, kw_only=True):
+    """The share of users who get the fine-tuned model. Off: all of them, where `use_finetuned` is true."""
+
+    enabled: bool = False
+    rollout_percentage: Percent = 10.0
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Which `x-gateway-*` headers a trusted caller may use to overrule the policy, per request."""
+
+    variant: bool = False
+    fallback: bool = False
+    timeout: bool = True
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Ceilings on what a request may ask for. Above `max_tokens` and `temperature`: lowered; above `n`: refused."""
+
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] = 8
+
+
+class Cap(msgspec.Struct, frozen=True, kw_only=True):
+    """A hard ceiling: one of usd, requests or tokens, per window, for each value of `scope`; `only` narrows it."""
+
+    scope: Literal["global", "agent", "key", "user", "model", "operation"] = "global"
+    per: Literal["hour", "day", "month", "total"]
+    usd: Usd | None = None
+    requests: Count | None = None
+    tokens: Count | None = None
+    only: dict[Dimension, list[str]] = {}
+    warn_at: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = (0.25, 0.50, 0.83)
+
+
+class Alerting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where budget and rollout events are told. Checked today; Slack follows with the caps issue."""
+
+    enabled: bool = False
+    slack_webhook: Secret = Secret("")
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A caller's key, as the SHA-256 of it in hex. No `agents`: all of them. `trusted`: identity headers count."""
+
+    name: str
+    sha256: str
+    agents: list[str] = []
+    trusted: bool = True
+
+
+class PolicyLog(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is logged. `debug` writes a line for every call, `info` only for those that failed."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """All of policies/<environment>.toml."""
+
+    models: Models = Models()
+    ab_testing: AbTesting = AbTesting()
+    overrides: Overrides = Overrides()
+    limits: Limits = Limits()
+    caps: list[Cap] = []
+    alerting: Alerting = Alerting()
+    keys: list[Key] = []
+    prices: dict[str, PriceEntry] = {}
+    log: PolicyLog = PolicyLog()
+
+
+def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
+    """What the types cannot say, and what must agree with config.toml."""
+    problems: list[Problem] = []
+
+    def wrong(key: str, found: str, fix: str) -> None:
+        problems.append(Problem(key=key, found=found, fix=fix))
+
+    upstream = policy.models.upstream
+    if upstream and upstream not in settings.upstreams:
+        known = ", ".join(sorted(settings.upstreams))
+        wrong(
+            "models.upstream",
+            f'"{upstream}"',
+            f"no such upstream; known: {known}{nearest(upstream, settings.upstreams)}",
+        )
+    if policy.ab_testing.enabled and not policy.models.use_finetuned:
+        wrong("ab_testing.enabled", "true", "there is nothing to test while models.use_finetuned is false")
+    for index, cap in enumerate(policy.caps):
+        units = [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
+        if len(units) != 1:
+            wrong(f"caps[{index}]", " and ".join(units), "wants exactly one of usd, requests, tokens")
+        if list(cap.warn_at) != sorted(cap.warn_at):
+            wrong(f"caps[{index}].warn_at", "", "shares must rise")
+        for agent in cap.only.get("agent", []):
+            _check_agent(f"caps[{index}].only.agent", agent, settings.agents, problems)
+    seen: set[str] = set()
+    for index, key in enumerate(policy.keys):
+        if not is_name(key.name) or key.name in seen:
+            wrong(f"keys[{index}].name", f'"{key.name}"', f"wants a name of its own: {NAME}")
+        seen.add(key.name)
+        if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
+            wrong(f"keys[{index}].sha256", '"..."', "wants 64 hex digits; `gateway keys new` writes the whole entry")
+        for agent in key.agents:
+            _check_agent(f"keys[{index}].agents", agent, settings.agents, problems)
+    return problems
+
+
+def _check_agent(key: str, agent: str, agents: Collection[str], problems: list[Problem]) -> None:
+    if agent not in agents:
+        known = ", ".join(sorted(agents))
+        problems.append(
+            Problem(key=key, found=f'"{agent}"', fix=f"no such agent; known: {known}{nearest(agent, agents)}")
+        )

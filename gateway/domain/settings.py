@@ -1,0 +1,205 @@
+"""The typed shape of config.toml: facts that are the same in every environment. Cross-checks are `check_settings`.
+
+What is allowed and how traffic is shaped lives in `policy.py`; how `auto` finds its agent, in `rules.py`.
+Every field is documented in docs/configuration.md, and a test holds the two together.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from gateway.domain.names import NAME, is_name
+from gateway.domain.reading import Address, Problem, Usd, nearest
+from gateway.domain.secret import Secret
+from gateway.domain.simulated import SimulatorSettings
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+UpstreamKind = Literal["openai", "compatible", "mistral", "simulator"]
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """The two listeners and their limits. There is a limit on everything a stranger can make grow."""
+
+    data: Address = Address("127.0.0.1:8080")
+    admin: Address = Address("127.0.0.1:9090")
+    allow_unauthenticated: bool = False
+    admin_token: Secret = Secret("")
+    user_salt: Secret = Secret("")
+    max_body_bytes: Count = 32 * 2**20
+    max_connections: Count = 10_000
+    max_calls: Count = 5_000
+    head_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 60.0
+    idle_timeout_s: Seconds = 75.0
+    drain_s: Seconds = 25.0
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one attempt at an upstream may take, by phase."""
+
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 120.0
+    stall_s: Seconds = 30.0
+    total_s: Seconds = 600.0
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider, or one server that speaks like one."""
+
+    kind: UpstreamKind
+    base_url: str = ""
+    api_key: Secret = Secret("")
+    api_key_env: str = ""
+    stream_usage: bool = True
+    max_connections: Count = 1_000
+    timeouts: Timeouts = Timeouts()
+    simulator: SimulatorSettings = SimulatorSettings()
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Request fields an agent gets where the caller left them out. None: leave the field out."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Count | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    seed: int | None = None
+    reasoning_effort: str | None = None
+
+
+class PriceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A price as a person writes it: dollars in quotes, per million tokens or per request."""
+
+    input_usd_per_mtok: Usd
+    output_usd_per_mtok: Usd
+    cached_input_usd_per_mtok: Usd | None = None
+    request_usd: Usd = Usd(0)
+    source: str = ""
+
+
+class AgentPrices(msgspec.Struct, frozen=True, kw_only=True):
+    """Prices that hold for this agent's own two models only."""
+
+    finetuned: PriceEntry | None = None
+    baseline: PriceEntry | None = None
+
+
+class Agent(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the registry: which models serve this agent. Models are written `upstream/model-id`."""
+
+    finetuned: str
+    baseline: str
+    fallbacks: list[str] = []
+    description: str = ""
+    salt: str = ""
+    defaults: Defaults = Defaults()
+    prices: AgentPrices = AgentPrices()
+
+
+class Store(msgspec.Struct, frozen=True, kw_only=True):
+    """Where shared state will live. Checked today, first used by the ledger."""
+
+    url: str = "sqlite:///state/gateway.db"
+
+
+class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """This process's append-only record."""
+
+    dir: str = "state/journal"
+    sync: Literal["write", "fsync"] = "write"
+
+
+class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
+    """Histogram edges, in milliseconds, rising."""
+
+    latency_buckets_ms: tuple[Annotated[float, Meta(gt=0)], ...] = (
+        5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000,
+    )  # fmt: skip
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`auto` writes plain text to a terminal and JSON to anything else."""
+
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All of config.toml."""
+
+    server: Server = Server()
+    upstreams: dict[str, Upstream]
+    agents: dict[str, Agent]
+    prices: dict[str, PriceEntry] = {}
+    store: Store = Store()
+    journal: JournalSettings = JournalSettings()
+    telemetry: Telemetry = Telemetry()
+    log: LogSettings = LogSettings()
+
+
+def split_ref(ref: str) -> tuple[str, str]:
+    """`upstream/model-id` in two; the model id may hold slashes itself. No slash: an empty upstream."""
+    upstream, slash, model = ref.partition("/")
+    return (upstream, model) if slash else ("", ref)
+
+
+def agent_refs(name: str, agent: Agent) -> Iterator[tuple[str, str]]:
+    """Every model an agent names, with the key it stands under."""
+    yield f"agents.{name}.finetuned", agent.finetuned
+    yield f"agents.{name}.baseline", agent.baseline
+    for index, ref in enumerate(agent.fallbacks):
+        yield f"agents.{name}.fallbacks[{index}]", ref
+
+
+def check_settings(settings: Settings) -> list[Problem]:
+    """What the types cannot say: names, addresses, references between tables."""
+    problems: list[Problem] = []
+
+    def wrong(key: str, found: str, fix: str) -> None:
+        problems.append(Problem(key=key, found=f'"{found}"', fix=fix))
+
+    for table, names in (("upstreams", settings.upstreams), ("agents", settings.agents)):
+        if not names:
+            problems.append(Problem(key=table, found="", fix="at least one is wanted"))
+        for name in names:
+            if not is_name(name):
+                wrong(f"{table}.{name}", name, f"not a name; use {NAME}")
+    if "auto" in settings.agents:
+        wrong("agents.auto", "auto", "is reserved: it asks the router to choose")
+    for name, upstream in settings.upstreams.items():
+        _check_upstream(f"upstreams.{name}", upstream, wrong)
+    for name, agent in settings.agents.items():
+        for key, ref in agent_refs(name, agent):
+            target, model = split_ref(ref)
+            if target not in settings.upstreams:
+                known = ", ".join(sorted(settings.upstreams))
+                hint = nearest(target, settings.upstreams) if target else "; write upstream/model-id"
+                wrong(key, ref, f'no upstream "{target}"; known: {known}{hint}')
+            elif not model:
+                wrong(key, ref, "the model id after the slash is missing")
+    edges = settings.telemetry.latency_buckets_ms
+    if not edges or list(edges) != sorted(set(edges)):
+        fix = "edges must rise, and there must be one"
+        problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
+    if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
+        shown_url = settings.store.url.partition("@")[2] or settings.store.url
+        wrong("store.url", shown_url, "use sqlite:///path or postgresql://...")
+    return problems
+
+
+def _check_upstream(key: str, upstream: Upstream, wrong: Callable[[str, str, str], None]) -> None:
+    if upstream.kind == "simulator":
+        if upstream.base_url:
+            wrong(f"{key}.base_url", upstream.base_url, "the simulator chooses its own address; leave it out")
+        return
+    url = urlsplit(upstream.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        wrong(f"{key}.base_url", upstream.base_url, "wants http://host... or https://host..., with its /v1")
+    if url.username or url.password:
+        wrong(f"{key}.base_url", "***", "a password belongs into api_key, not into the address")
+    if url.query or url.fragment:
+        wrong(f"{key}.base_url", upstream.base_url.partition("?")[0], "must not hold a query or a fragment")

@@ -1,0 +1,117 @@
+"""Server-sent events as bytes -> the data of each event; and the tap that learns usage from the frames that matter.
+
+Events may be split anywhere, also inside a UTF-8 character; lines may end in LF, CRLF or CR; comments, `event:` and
+`id:` lines are dropped, since an `event:` line without data makes an SDK parse an empty string. The invariant: the
+concatenation of what comes out does not depend on how the bytes were cut on the way in.
+"""
+
+from gateway.domain.errors import FaultKind, UpstreamFault
+from gateway.domain.money import Usage
+from gateway.domain.wire import Answer, read_answer, read_usage
+
+DONE = b"[DONE]"
+DONE_FRAME = b"data: [DONE]\n\n"
+_BOM = b"\xef\xbb\xbf"
+# A provider's event is a few hundred bytes; one that never ends must not grow our memory.
+MAX_EVENT_BYTES = 8 * 2**20
+
+
+class Splitter:
+    """Feeds on bytes, returns the data of each complete event."""
+
+    __slots__ = ("_data", "_rest", "_seen_cr", "_started")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._seen_cr = False
+        self._started = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Data of the events that `chunk` completes. Raises `UpstreamFault` for an event over MAX_EVENT_BYTES."""
+        if not self._started:
+            chunk = self._begin(chunk)
+        if self._seen_cr:
+            # A CR ended the last chunk: a LF that opens this one belongs to it.
+            self._seen_cr = False
+            chunk = chunk.removeprefix(b"\n")
+        if b"\r" in chunk:
+            self._seen_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_EVENT_BYTES or sum(map(len, self._data)) > MAX_EVENT_BYTES:
+            raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider sent an event without an end")
+        events: list[bytes] = []
+        data = self._data
+        for line in lines:
+            if line:
+                if line.startswith(b"data:"):
+                    data.append(line[6:] if line[5:6] == b" " else line[5:])
+            elif data:
+                events.append(data[0] if len(data) == 1 else b"\n".join(data))
+                data.clear()
+        return events
+
+    def end(self) -> list[bytes]:
+        """The last event where the stream ended without its blank line."""
+        return self.feed(b"\n\n")
+
+    def _begin(self, chunk: bytes) -> bytes:
+        chunk = self._rest + chunk
+        self._rest = b""
+        if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+            self._rest = chunk
+            return b""
+        self._started = True
+        return chunk.removeprefix(_BOM)
+
+
+def frame(data: bytes) -> bytes:
+    """One event as it goes out, on one line: a newline inside JSON can only be white space between its tokens."""
+    return b"data: " + (data.replace(b"\n", b" ") if b"\n" in data else data) + b"\n\n"
+
+
+class Tap:
+    """Watches one stream go by: who answered, why it finished, what it used. A scan per frame, a parse where needed."""
+
+    __slots__ = ("done", "error", "finish_reason", "finished", "model", "usage")
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.error: bytes | None = None
+        self.done = False
+        # How many choices have a finish_reason; a call may ask for several.
+        self.finished = 0
+
+    def look(self, data: bytes) -> Answer | None:
+        """Note what `data` tells. Returns it parsed where it had to be; raises `UpstreamFault` where it is no chunk."""
+        if self.model is not None and _is_plain(data):
+            return None
+        answer = read_answer(data)
+        if answer is None:
+            raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider sent an event that is not JSON")
+        if answer.has_error:
+            self.error = data
+            return answer
+        self.model = answer.model or self.model or ""
+        for choice in answer.choices or ():
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+                self.finished += 1
+        self.usage = read_usage(answer.usage) or self.usage
+        return answer
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether a chunk carries text and nothing else. Inside a JSON string the quotes would be escaped, so a text that
+    speaks of `"usage"` cannot be mistaken for the field."""
+    return (
+        (b'"finish_reason":null' in data or b'"finish_reason": null' in data)
+        and b'"error"' not in data
+        and (b'"usage"' not in data or b'"usage":null' in data or b'"usage": null' in data)
+        and data.count(b'"finish_reason"') == 1
+        and data.endswith(b"}")
+    )

@@ -1,0 +1,1 @@
+"""Upper floor: everything that waits on a socket."""

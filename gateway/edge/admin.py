@@ -1,0 +1,103 @@
+"""The application behind the admin listener: probes, metrics, and what explains the gateway to people.
+
+Readiness never depends on an upstream or a store: in a pod it counts for the agent beside us, too.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from hmac import compare_digest
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from gateway.decide.explain import explain
+from gateway.decide.identify import Caller
+from gateway.domain.errors import GatewayError, Refused
+from gateway.domain.wire import read_chat
+from gateway.edge.data_app import add_no_such_path
+from gateway.edge.replies import JSON, error_reply
+from gateway.edge.runtime import RUNTIME, Runtime
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def admin_app(runtime: Runtime) -> web.Application:
+    """Probes and metrics for machines, `/admin` for people."""
+    app = web.Application(client_max_size=runtime.server.max_body_bytes)
+    app[RUNTIME] = runtime
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics_of(runtime))
+    app.router.add_get("/admin/config", _guarded(_config))
+    app.router.add_post("/admin/explain", _guarded(_explain))
+    add_no_such_path(app)
+    return app
+
+
+async def _livez(request: web.Request) -> web.Response:
+    """The loop turns, or this would not be answered."""
+    return _json({"status": "alive"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    """Ready once the configuration is loaded, until draining. A reload that failed is told, but does not unready us."""
+    runtime = request.app[RUNTIME]
+    body = {
+        "status": "draining" if runtime.is_draining else "ready",
+        "environment": runtime.plan.env,
+        "config": {"is_current": not runtime.reload_error, "reload_error": runtime.reload_error or None},
+    }
+    return _json(body, status=503 if runtime.is_draining else 200)
+
+
+def _metrics_of(runtime: Runtime) -> Handler:
+    registry = runtime.observer.registry()
+
+    async def metrics(request: web.Request) -> web.Response:
+        # prometheus_client speaks both text formats; the scraper says which it wants.
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+
+    return metrics
+
+
+async def _config(request: web.Request) -> web.Response:
+    """The effective configuration, secrets masked."""
+    return _json(request.app[RUNTIME].effective)
+
+
+async def _explain(request: web.Request) -> web.Response:
+    """What would happen to this very request, headers and body, at the data listener. Calls no one."""
+    runtime = request.app[RUNTIME]
+    try:
+        body = read_chat(await request.read())
+        # Who may ask here may ask for anyone.
+        caller = Caller("", (), is_trusted=True)
+        return _json(explain(runtime.plan, request.headers, body, caller, now_s=time.time()))
+    except web.HTTPRequestEntityTooLarge:
+        return error_reply(Refused("body_too_large", f"the body is over {runtime.server.max_body_bytes} bytes"))
+    except GatewayError as error:
+        return error_reply(error)
+
+
+def _guarded(serve: Handler) -> Handler:
+    """Where a token is configured it must be shown; off loopback, `/admin` stays shut without one."""
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        server = request.app[RUNTIME].server
+        token = server.admin_token.reveal()
+        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+        if not token and not server.admin.is_loopback:
+            return error_reply(Refused("invalid_api_key", "set server.admin_token to use /admin off loopback"))
+        is_right = compare_digest(shown.strip().encode("utf-8", "surrogateescape"), token.encode())
+        if token and not (scheme.lower() == "bearer" and is_right):
+            return error_reply(Refused("invalid_api_key", "the admin token is required: Authorization: Bearer <token>"))
+        return await serve(request)
+
+    return guarded
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type=JSON)

@@ -1,0 +1,180 @@
+"""A listening socket with aiohttp behind it, and three things put right for strangers.
+
+aiohttp's own error pages quote the bytes they refuse and name its version: ours are OpenAI-shaped and quote nothing.
+A head that trickles in is cut off after its deadline, and there is a limit on connections. Framing itself (duplicate
+lengths, CL with TE, obs-fold, bare LF) is judged by aiohttp's C parser, without which we refuse to start: the Python
+one is slower and more forgiving. A peer that closes its sending side counts as gone, as aiohttp cannot tell the two
+apart.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import http_parser, web
+
+from gateway.domain.errors import Refused
+from gateway.domain.reading import Address
+from gateway.domain.settings import Server
+from gateway.edge.replies import error_reply
+
+log = logging.getLogger("gateway.listener")
+SWEEP_S = 1.0
+MAX_HEAD_BYTES = 16_384
+BACKLOG = 1_024
+
+
+def require_c_parser() -> None:
+    """Raise RuntimeError where aiohttp's compiled parser is missing."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise RuntimeError("aiohttp's C extensions are missing; install a wheel of aiohttp for this platform")
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's server protocol with our error replies and a deadline for the head of each request."""
+
+    __slots__ = ("head_since_s", "listener")
+
+    def __init__(self, listener: "Listener", manager: web.Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self.listener = listener
+        # Loop time at which the first byte of an unfinished head came; None between requests.
+        self.head_since_s: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.listener.opened(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.listener.closed(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        seen = self._request_count
+        super().data_received(data)
+        if self._request_count != seen or self._current_request is not None:
+            self.head_since_s = None
+        elif self.head_since_s is None:
+            self.head_since_s = self._loop.time()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The reply to what could not be parsed, or to a bug above. Says nothing of the bytes received."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, so no error can be sent in its place")
+        if status == 400:
+            reply = error_reply(Refused("bad_request", "the request is not valid HTTP"))
+        else:
+            log.error("a request failed outside the journey", exc_info=exc)
+            reply = error_reply(Refused("internal_error", "internal error"))
+        reply.force_close()
+        return reply
+
+
+class Listener:
+    """One address, one application, and the connections open on it."""
+
+    def __init__(self, app: web.Application, address: Address, server: Server, count: Callable[[int], None]) -> None:
+        self._address = address
+        self._settings = server
+        self._count = count
+        self._runner = web.AppRunner(
+            app,
+            # The client leaving cancels the journey, which ends the upstream's work too.
+            handler_cancellation=True,
+            access_log=None,
+            # What a handler of ours leaves unread is not worth waiting for.
+            lingering_time=1.0,
+        )
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, with the port the system chose."""
+        if self._server is None:
+            raise AssertionError("BUG: the listener was not started")
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the address cannot be had."""
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self._connect, self._address.host, self._address.port, backlog=BACKLOG, reuse_address=True
+        )
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def stop(self, within_s: float) -> None:
+        """No new connections; those that serve a request get `within_s` seconds, then the rest are closed."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._server is not None:
+            self._server.close()
+        manager = self._runner.server
+        if manager is not None:
+            manager.pre_shutdown()
+            await manager.shutdown(within_s)
+        await self._runner.cleanup()
+
+    def opened(self, connection: Connection) -> None:
+        """A connection came; beyond the limit it is closed at once, before it costs anything."""
+        self._connections.add(connection)
+        self._count(len(self._connections))
+        if len(self._connections) > self._settings.max_connections and connection.transport is not None:
+            connection.transport.write(_full())
+            connection.force_close()
+
+    def closed(self, connection: Connection) -> None:
+        """A connection went."""
+        self._connections.discard(connection)
+        self._count(len(self._connections))
+
+    def _connect(self) -> Connection:
+        manager = self._runner.server
+        if manager is None:
+            raise AssertionError("BUG: a connection before set-up")
+        return Connection(
+            self,
+            manager,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._settings.idle_timeout_s,
+            access_log=None,
+            logger=log,
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            # An encoded body is refused by the journey; nothing is inflated on a stranger's word.
+            auto_decompress=False,
+            lingering_time=1.0,
+        )
+
+    async def _sweep(self) -> None:
+        """Every second, close those whose head has been coming for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            latest_s = loop.time() - self._settings.head_timeout_s
+            for connection in list(self._connections):
+                if connection.head_since_s is not None and connection.head_since_s < latest_s:
+                    connection.force_close()
+
+
+def _full() -> bytes:
+    """The whole reply to a connection too many, as bytes: there is no request that aiohttp could answer."""
+    body = Refused("overloaded", "too many connections").encode()
+    head = (
+        "HTTP/1.1 503 Service Unavailable",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Retry-After: 1",
+        "Connection: close",
+    )
+    return "\r\n".join((*head, "", "")).encode() + body

@@ -1,0 +1,48 @@
+"""What a request needs, in one place: built by app.py, read by the rooms of the edge.
+
+`plan` and `loaded` are swapped together by a reload, between two requests and never within one; all else stays for the
+life of the process.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from gateway.decide.budget import Books
+from gateway.decide.plan import Plan
+from gateway.domain.settings import Server
+from gateway.edge.observe import Observer
+from gateway.edge.upstream import Upstream
+from gateway.store.journal import Journal
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Runtime:
+    """One running gateway."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        server: Server,
+        upstreams: Mapping[str, Upstream],
+        books: Books,
+        journal: Journal,
+        observer: Observer,
+        effective: "Mapping[str, Any]",
+    ) -> None:
+        self.plan = plan
+        self.server = server
+        self.upstreams = upstreams
+        self.books = books
+        self.journal = journal
+        self.observer = observer
+        self.effective = effective
+        self.is_draining = False
+        self.reload_error = ""
+
+
+RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)

@@ -1,0 +1,152 @@
+"""Plain HTTP to a provider, behind a small interface: open an exchange, read it whole or in chunks, close it.
+
+Not here: which provider, what to send, what to do when it fails. The invariants: every exchange is released exactly
+once, every foreign exception leaves as an `UpstreamFault`, and no redirect, cookie or proxy variable is followed.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+import aiohttp
+
+from gateway import __version__
+from gateway.domain.errors import FaultKind, UpstreamFault
+from gateway.domain.settings import Timeouts
+from gateway.domain.settings import Upstream as UpstreamSettings
+
+# Larger than any chat completion; what is larger is not one, and must not fill our memory.
+MAX_ANSWER_BYTES = 64 * 2**20
+# A provider closes idle connections after 60 s or more; ours go first, so that none is closed under a request.
+KEEPALIVE_S = 20.0
+READ_BYTES = 64 * 2**10
+
+
+class Exchange(Protocol):
+    """A request that was sent and whose status has come."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    async def read(self) -> bytes:
+        """The whole body. Raises `UpstreamFault`."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `UpstreamFault` with kind CUT where it breaks off."""
+        ...
+
+    def close(self) -> None:
+        """Let go: the connection is kept where the body was read to its end, and closed otherwise."""
+        ...
+
+
+class Upstream(Protocol):
+    """A provider one can send chat requests to."""
+
+    timeouts: Timeouts
+    stream_usage: bool
+
+    async def send(self, body: bytes, headers: Mapping[str, str], *, within_s: float) -> Exchange:
+        """Post a chat request; return when the status is known. Raises `UpstreamFault`."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class HttpExchange:
+    """An exchange over aiohttp."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        """The whole body, at most MAX_ANSWER_BYTES."""
+        parts: list[bytes] = []
+        size = 0
+        async for part in self.chunks():
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's answer is too large")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in the pieces it comes in."""
+        try:
+            async for part in self._response.content.iter_any():
+                yield part
+        except (aiohttp.ClientError, OSError) as error:
+            raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's answer broke off") from error
+
+    def close(self) -> None:
+        """Release once; aiohttp keeps the connection only where the body was read to its end."""
+        if self._response.content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+class HttpUpstream:
+    """A provider over HTTP/1.1, through an aiohttp session of its own."""
+
+    def __init__(self, name: str, settings: UpstreamSettings, base_url: str) -> None:
+        self.name = name
+        self.timeouts = settings.timeouts
+        self.stream_usage = settings.stream_usage
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        key = settings.api_key.reveal()
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._headers |= {
+            "Content-Type": "application/json",
+            # Compressed answers would be decompressed only to be read here and sent on plain.
+            "Accept-Encoding": "identity",
+            "User-Agent": f"genesis-gateway/{__version__}",
+        }
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            read_bufsize=READ_BYTES,
+            # The deadlines of a call are the journey's; only connecting is aiohttp's to watch.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeouts.connect_s),
+        )
+
+    async def send(self, body: bytes, headers: Mapping[str, str], *, within_s: float) -> HttpExchange:
+        """Post a chat request. `within_s` bounds the wait for the status line, connecting included."""
+        try:
+            async with asyncio.timeout(within_s):
+                response = await self._session.post(
+                    self._url, data=body, headers={**self._headers, **headers}, allow_redirects=False
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _fault_of(error, self.name) from error
+        return HttpExchange(response)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+
+def _fault_of(error: Exception, name: str) -> UpstreamFault:
+    """The one table from aiohttp's exceptions to ours; the more special class stands before the more general."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return UpstreamFault(FaultKind.CONNECT, "upstream_unreachable", f"no connection to {name} in time")
+        case TimeoutError():
+            return UpstreamFault(FaultKind.TIMEOUT, "upstream_timeout", f"{name} did not answer in time")
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return UpstreamFault(FaultKind.CONNECT, "upstream_unreachable", f"no secure connection to {name}")
+        case aiohttp.ClientConnectorError():
+            return UpstreamFault(FaultKind.CONNECT, "upstream_unreachable", f"no connection to {name}")
+        case aiohttp.ClientResponseError():
+            return UpstreamFault(FaultKind.INVALID, "upstream_invalid", f"{name} does not speak HTTP as it should")
+        case _:
+            return UpstreamFault(FaultKind.RESET, "upstream_unreachable", f"{name} closed the connection")

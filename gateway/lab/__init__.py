@@ -1,0 +1,1 @@
+"""Offline work: the demo today; benchmark, audit and exports later."""

@@ -1,0 +1,1 @@
+"""Durable state. Today the journal; the ledger's store follows behind the same floor."""
