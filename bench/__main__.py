@@ -20,7 +20,7 @@ from bench.subjects import SUBJECTS, Subject, nginx_binary
 
 
 def chosen(only: str) -> tuple[list[Subject], dict[str, str]]:
-    """The subjects that run here, and why others do not. `direct` always runs: the rest is held against it."""
+    """The subjects that run here, and why others do not. `direct` always runs: it is the floor."""
     names = {name.strip() for name in only.split(",") if name.strip()}
     known = [subject.name for subject in SUBJECTS]
     if unknown := names - set(known):
@@ -40,9 +40,7 @@ def _end(number: int, _: FrameType | None) -> None:
 @click.option("--only", default="", help="Subjects, with commas between: naive, nginx, gateway.")
 @click.option("--rounds", type=click.IntRange(1, 20), help="How often each subject is visited.")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="Length of each measured window.")
-@click.option(
-    "--requests", type=click.IntRange(0), default=0, help="End a closed-loop window after so many calls."
-)
+@click.option("--requests", type=click.IntRange(0), default=0, help="End a closed-loop window after so many calls.")
 @click.option("--connections", type=click.IntRange(1, 1_000), default=32, show_default=True)
 @click.option("--docs", is_flag=True, help="Also write the table into docs/benchmarks.md.")
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
@@ -76,7 +74,7 @@ def main(
     visits = watched(subjects, settings, cores, console)
     signal.alarm(0)
     found = rows_of(visits)
-    console.print(report.table(found))
+    console.print(report.table(found, console.width))
     for note in report.notes(found, setting):
         console.print(f"  {note}", highlight=False, markup=False)
     report.write(reports, found, visits, setting)

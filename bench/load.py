@@ -50,11 +50,12 @@ class Connection(asyncio.Protocol):
         if not self.busy:
             self.give_up(f"bytes nobody asked for: {data[:60]!r}")
             return
-        if not self.has_begun:
-            self.has_begun = True
-            self.run.began(time.perf_counter() - self.since)
         if self.run.order.stream:
             self.run.chunks += data.count(b"data: {")
+            # The first event and not the first byte: some send the head ahead, some with it.
+            if not self.has_begun and b"data:" in data:
+                self.has_begun = True
+                self.run.began(time.perf_counter() - self.since)
         self.got = self.got + data if self.got else data
         if self.need is None and not self.head_is_read():
             return
@@ -117,9 +118,7 @@ class Run:
         self.order = order
         self.loop = asyncio.get_running_loop()
         self.requests = [
-            wire.request(
-                wire.question(user, model=order.model, stream=order.stream), port=order.port, path=order.path
-            )
+            wire.request(wire.question(user, model=order.model, stream=order.stream), port=order.port, path=order.path)
             for user in range(wire.USERS)
         ]
         self.asked = 0
@@ -133,14 +132,14 @@ class Run:
 
     def clear(self) -> None:
         self.latencies: list[float] = []
-        self.first_bytes: list[float] = []
+        self.first_chunks: list[float] = []
         self.chunks = self.errors = self.queued = 0
         self.first_error = ""
 
     # What connections report.
 
     def began(self, latency: float) -> None:
-        self.first_bytes.append(latency)
+        self.first_chunks.append(latency)
 
     def completed(self, latency: float) -> None:
         self.latencies.append(latency)
@@ -201,14 +200,17 @@ class Run:
         return connection
 
     async def start(self) -> None:
-        """Streams begin one after the other over at least one spacing, so that they do not march in step."""
-        for connection in [await self.connect() for _ in range(self.order.connections)]:
+        """All connect first; then the closed loop's first calls are made, spread as the order says."""
+        connections = [await self.connect() for _ in range(self.order.connections)]
+        began = time.perf_counter()
+        for position, connection in enumerate(connections):
             if self.order.rate_per_s:
                 self.idle.append(connection)
-            else:
-                self.ask(connection, time.perf_counter())
-                if self.order.stream:
-                    await asyncio.sleep(wire.SPACING_S / self.order.connections)
+                continue
+            if self.order.spread_s:
+                due = began + self.order.spread_s * position / len(connections)
+                await asyncio.sleep(due - time.perf_counter())
+            self.ask(connection, time.perf_counter())
         if self.order.rate_per_s:
             self.arrive(time.perf_counter(), 0)
 
@@ -249,7 +251,7 @@ class Run:
         seconds = time.perf_counter() - started
         cpu_us, own_us = proc.cpu_us(order.subject_pid) - cpu_before, self.own_cpu_us() - own_before
         self.asking = False
-        latencies, first_bytes, chunks = sorted(self.latencies), sorted(self.first_bytes), self.chunks
+        latencies, first_chunks, chunks = sorted(self.latencies), sorted(self.first_chunks), self.chunks
         await self.drain()
         return Result(
             completed=len(latencies),
@@ -260,7 +262,7 @@ class Run:
             cpu_us=cpu_us,
             p50_ms=_ms(latencies, 0.50),
             p99_ms=_ms(latencies, 0.99),
-            first_byte_p50_ms=_ms(first_bytes, 0.50),
+            first_chunk_p50_ms=_ms(first_chunks, 0.50),
             generator_busy=own_us / 1e6 / seconds,
             queued=self.queued,
             asked=self.asked,
@@ -304,7 +306,7 @@ async def carry_out(order: Order) -> Result:
             cpu_us=0,
             p50_ms=None,
             p99_ms=None,
-            first_byte_p50_ms=None,
+            first_chunk_p50_ms=None,
             generator_busy=0.0,
             queued=0,
             asked=run.asked,

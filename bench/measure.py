@@ -28,12 +28,21 @@ class Measure:
     rate_per_s: int = 0
     # In units of the run's window: at a low rate a p99 needs a longer look.
     windows: float = 1.0
+    spread_s: float = 0.0
 
 
 MEASURES = (
     Measure("plain", "plain answers, closed loop"),
     Measure("burst", "64-chunk streams back to back, closed loop", stream=True),
-    Measure("paced", "64 streams, a chunk every 10 ms", wire.PACED_AGENT, stream=True, connections=64),
+    # Spread over a stream's length and one spacing: neither the starts nor the chunks of the streams march in step.
+    Measure(
+        "paced",
+        "64 streams, a chunk every 10 ms",
+        wire.PACED_AGENT,
+        stream=True,
+        connections=64,
+        spread_s=(wire.STREAM_CHUNKS + 1) * wire.SPACING_S,
+    ),
     Measure("open_50", "plain answers at 50/s", connections=16, rate_per_s=50, windows=1.5),
     Measure("open_500", "plain answers at 500/s", connections=64, rate_per_s=500, windows=1.5),
 )
@@ -68,7 +77,7 @@ Tell = Callable[[str], None]
 
 def expected_s(settings: Settings, subjects: int) -> float:
     """How long a run should take; the caller's alarm clock is set by it."""
-    each = sum(one.windows * settings.window_s + settings.warm_s + 0.2 for one in MEASURES) + 1.5
+    each = sum(one.windows * settings.window_s + settings.warm_s + one.spread_s + 0.2 for one in MEASURES) + 1.5
     return settings.rounds * subjects * each
 
 
@@ -143,6 +152,7 @@ def order_for(one: Measure, settings: Settings, at: Running, mock: Mock) -> Orde
         window_s=settings.window_s * one.windows,
         requests=0 if one.rate_per_s else settings.requests,
         rate_per_s=one.rate_per_s,
+        spread_s=one.spread_s,
         subject_pid=at.pid,
         mock_pid=mock.pid,
     )

@@ -15,6 +15,8 @@ class Order(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     window_s: float
     requests: int
     rate_per_s: int = 0
+    # The connections' first calls are spread over this time.
+    spread_s: float = 0.0
     subject_pid: int
     mock_pid: int
 
@@ -30,7 +32,7 @@ class Result(msgspec.Struct, kw_only=True):
     cpu_us: int
     p50_ms: float | None
     p99_ms: float | None
-    first_byte_p50_ms: float | None
+    first_chunk_p50_ms: float | None
     # Share of one core that generator and mock used: near 1, the figure is theirs and not the subject's.
     generator_busy: float
     # Calls of an open loop that waited because every connection was taken.

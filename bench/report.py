@@ -15,6 +15,8 @@ from bench.figures import FIGURES, Figure, Row
 from bench.measure import MEASURES, Settings, Visit
 from bench.stats import Spread
 
+# Below this width the screen shows medians only.
+LABEL_WIDTH, SPREAD_WIDTH = 27, 26
 BEGIN, END = "<!-- results: written by `python -m bench --docs` -->", "<!-- end of results -->"
 
 
@@ -61,14 +63,14 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def cell(figure: Figure, row: Row) -> str:
-    """The median, with least and most beneath it where there was more than one round."""
+def cell(figure: Figure, row: Row, *, spread: bool) -> str:
+    """The median and, where wanted and there was more than one round, least and most."""
     found = row.figures.get(figure.key)
     if found is None:
         return "–"
     mark = "†" if figure.key == "requests_per_s" and row.generator_bound else ""
     text = _number(found.median, figure.digits) + mark
-    if found.rounds > 1:
+    if spread and found.rounds > 1:
         text += f" ({_number(found.low, figure.digits)}–{_number(found.high, figure.digits)})"
     return text
 
@@ -77,14 +79,16 @@ def _number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}"
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], width: int) -> Table:
     """Figures down, subjects across: the screen is narrower than the list of figures is long."""
-    shown = Table(title="median (least–most) over the rounds", title_justify="left")
+    spread = width >= LABEL_WIDTH + SPREAD_WIDTH * len(rows)
+    title = "median (least–most)" if spread else "median; least and most are in bench.md"
+    shown = Table(title=title, title_justify="left")
     shown.add_column("")
     for row in rows:
         shown.add_column(row.subject, justify="right")
     for figure in FIGURES:
-        shown.add_row(figure.title, *[cell(figure, row) for row in rows])
+        shown.add_row(figure.title, *[cell(figure, row, spread=spread) for row in rows])
     shown.add_row("calls", *[f"{row.calls:,}" for row in rows])
     shown.add_row("errors", *[f"[bold red]{row.errors}[/]" if row.errors else "0" for row in rows])
     return shown
@@ -105,7 +109,7 @@ def markdown(rows: Sequence[Row], setting: Setting) -> str:
 
     lines = [line("median (least–most)", [row.subject for row in rows])]
     lines.append("|---|" + "--:|" * len(rows))
-    lines += [line(figure.title, [cell(figure, row) for row in rows]) for figure in FIGURES]
+    lines += [line(figure.title, [cell(figure, row, spread=True) for row in rows]) for figure in FIGURES]
     lines.append(line("calls measured", [f"{row.calls:,}" for row in rows]))
     lines.append(line("errors", [str(row.errors) for row in rows]))
     lines += ["", *[f"- {text}" for text in notes(rows, setting) + setting.lines()]]

@@ -7,6 +7,8 @@ Every answer carries the same text, so a cut, swapped or invented one is noticed
 import json
 import re
 
+import msgspec
+
 HOST = "127.0.0.1"
 CHAT_PATH = "/v1/chat/completions"
 STREAM_CHUNKS = 64
@@ -25,9 +27,7 @@ _SENTENCE = (
     "The return window is thirty days from delivery, and the refund goes to the card that paid, "
     "less the outbound postage unless the item came damaged. "
 )
-_SYSTEM = (
-    "You answer questions about orders, politely, in at most six sentences, and cite the rule you used. "
-)
+_SYSTEM = "You answer questions about orders, politely, in at most six sentences, and cite the rule you used. "
 ANSWER_TEXT = (_SENTENCE * 5).strip()
 _CREATED = 1_763_700_000
 _USAGE = {"prompt_tokens": 412, "completion_tokens": 137, "total_tokens": 549}
@@ -147,15 +147,34 @@ def body_length(message: bytes, head_end: int) -> int:
     return CHUNKED_BODY if _CHUNKED.search(message, 0, head_end + 2) else UNFRAMED_BODY
 
 
-_ANSWER_MARK = ANSWER_TEXT.encode()
+class _Message(msgspec.Struct):
+    content: str
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Usage(msgspec.Struct):
+    total_tokens: int
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    usage: _Usage
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 
 
 def is_whole_answer(body: bytes) -> bool:
-    """A subject may rewrite model or id; the text and the usage must be there, and every brace closed.
-
-    Counting braces (none stands in the text) takes a tenth of what a decoder would, on the core that is scarce.
-    """
-    return _ANSWER_MARK in body and b'"total_tokens"' in body and body.count(b"{") == body.count(b"}")
+    """A subject may rewrite model or id; it must be JSON, with the whole text and the right usage."""
+    try:
+        read = _ANSWER.decode(body)
+    except msgspec.DecodeError:
+        return False
+    texts = [choice.message.content for choice in read.choices]
+    return texts == [ANSWER_TEXT] and read.usage.total_tokens == _USAGE["total_tokens"]
 
 
 def is_whole_stream(body: bytes) -> bool:

@@ -21,7 +21,7 @@ def result(**changes: object) -> Result:
         "cpu_us": 60_000,
         "p50_ms": 1.0,
         "p99_ms": 2.0,
-        "first_byte_p50_ms": 0.5,
+        "first_chunk_p50_ms": 0.5,
         "generator_busy": 0.5,
         "queued": 0,
         "asked": 1_200,
@@ -35,9 +35,7 @@ def visit(subject: str, number: int, *, upstream_calls: int = 1_200, **results: 
 
 
 def test_cpu_per_request_is_the_median_of_the_rounds() -> None:
-    visits = [
-        visit("gateway", turn, plain=result(cpu_us=us)) for turn, us in enumerate((60_000, 50_000, 90_000))
-    ]
+    visits = [visit("gateway", turn, plain=result(cpu_us=us)) for turn, us in enumerate((60_000, 50_000, 90_000))]
     found = rows_of(visits)[0].figures["cpu_us_per_request"]
     assert found == (60.0, 50.0, 90.0, 3)
 

@@ -12,17 +12,13 @@ def stat_line(pid: int, parent: int, name: str = "worker", times: str = "10 5 2 
     return f"{pid} ({name}) S {parent} 1 1 0 -1 4194560 100 0 0 0 {times} 20 0 1 0 100 200 300\n"
 
 
-def add(
-    root: Path, pid: int, parent: int, *, rss_kb: int = 0, pss_kb: int | None = None, **stat: str
-) -> None:
+def add(root: Path, pid: int, parent: int, *, rss_kb: int = 0, pss_kb: int | None = None, **stat: str) -> None:
     entry = root / str(pid)
     entry.mkdir()
     (entry / "stat").write_text(stat_line(pid, parent, **stat))
     (entry / "status").write_text(f"Name:\tx\nVmPeak:\t  999 kB\nVmRSS:\t  {rss_kb} kB\n")
     if pss_kb is not None:
-        (entry / "smaps_rollup").write_text(
-            f"0-1 ---p 0 00:00 0 [rollup]\nPss:     {pss_kb} kB\nPss_Anon: 1 kB\n"
-        )
+        (entry / "smaps_rollup").write_text(f"0-1 ---p 0 00:00 0 [rollup]\nPss:     {pss_kb} kB\nPss_Anon: 1 kB\n")
 
 
 @pytest.mark.parametrize("name", ["nginx", "my worker", "a) S 9 (b", "(", "nginx: worker process"])

@@ -32,9 +32,7 @@ def test_a_short_run_brings_home_every_measure_and_leaves_nobody_behind() -> Non
 
 
 def test_a_subject_that_does_not_start_is_told_and_the_run_goes_on() -> None:
-    broken = Subject(
-        "broken", "", lambda *_: Launch([sys.executable, "-c", "raise SystemExit('no such option')"])
-    )
+    broken = Subject("broken", "", lambda *_: Launch([sys.executable, "-c", "raise SystemExit('no such option')"]))
     visits = measure([broken, SUBJECTS[0]], SHORT, UNPINNED, lambda _: None)
     assert "no such option" in visits[0].failure
     assert visits[1].results["plain"].completed > 0
