@@ -3,6 +3,7 @@
 What only one command needs is imported inside it, so that `gateway --help` and `gateway ping` stay quick.
 """
 
+import errno
 import secrets
 import sys
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from gateway.config import (
     chosen_environment,
     effective,
     environments,
+    format_problems,
     load,
     look_up,
     missing_variables,
 )
+from gateway.domain.names import NAME, is_name
+from gateway.domain.reading import Problem
 from gateway.store.price_map import load_price_map
 
 Command = Callable[..., Any]
@@ -32,10 +36,16 @@ Command = Callable[..., Any]
 def configured(command: Command) -> Command:
     """The options that say which configuration is meant."""
     options = (
-        click.option("--config", type=click.Path(path_type=Path), default=Path("config.toml"), show_default=True),
-        click.option("--policies", type=click.Path(path_type=Path), default=Path("policies"), show_default=True),
-        click.option("--env", help="Environment; else GATEWAY_ENV, GENESIS_ENV, dev."),
-    )
+        click.option(
+            "--config", type=click.Path(path_type=Path), default=Path("config.toml"), show_default=True,
+            help="The file of facts.",
+        ),
+        click.option(
+            "--policies", type=click.Path(path_type=Path), default=Path("policies"), show_default=True,
+            help="The folder of policies.",
+        ),
+        click.option("--env", help="The environment; if not given, GATEWAY_ENV, then GENESIS_ENV, then dev."),
+    )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
@@ -59,7 +69,9 @@ def fail(message: str) -> NoReturn:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gateway")
 def main() -> None:
-    """A sidecar LLM gateway: which model answers, that one does, what it costs, and a record of every call.
+    """Genesis Gateway, one small process beside your agents.
+
+    It picks the model that answers, sees that an answer comes, keeps the bill under its cap and records every call.
 
     Start with `gateway serve`, then point any OpenAI SDK at http://127.0.0.1:8080/v1.
     """
@@ -68,7 +80,11 @@ def main() -> None:
 @main.command()
 @configured
 def serve(config: Path, policies: Path, env: str | None) -> None:
-    """Serve until SIGTERM; reload on SIGHUP and when the files change."""
+    """Serve until SIGTERM or Ctrl-C.
+
+    The configuration is read again on SIGHUP and when its files change; one with a problem is refused, and the last
+    good one stays.
+    """
     from gateway.app import serve as run
     from gateway.edge.logs import set_up_logs
 
@@ -81,7 +97,8 @@ def serve(config: Path, policies: Path, env: str | None) -> None:
     try:
         run_loop(run(loaded, load_again, announce))
     except (OSError, RuntimeError) as error:
-        fail(f"cannot serve: {error}")
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        fail(f"cannot serve: {error}{'; [server] in config.toml can name another' if is_taken else ''}")
 
 
 def run_loop(main_task: Any) -> None:
@@ -102,7 +119,11 @@ def announce(gateway: Any) -> None:
     click.echo(f"Genesis Gateway {__version__}, environment {plan.env}")
     click.echo(f"  agents  {gateway.data.url}/v1   (models: auto, {', '.join(plan.agents)})")
     click.echo(f"  admin   {gateway.admin.url}   (/metrics /livez /readyz /admin/explain /admin/config)")
-    serving = {target.kind for agent in plan.agents.values() for target in (*agent.baseline, *agent.finetuned)}
+    serving = {
+        target.kind
+        for agent in plan.agents.values()
+        for target in (*agent.baseline, *(agent.finetuned if plan.use_finetuned else ()))
+    }
     if serving == {"simulator"}:
         click.echo("  answers come from the built-in SIMULATOR: no key, no cost, no real model")
         click.echo("  for real models: MISTRAL_API_KEY=... GATEWAY_ENV=production make run")
@@ -113,28 +134,32 @@ def announce(gateway: Any) -> None:
 @main.command()
 @configured
 def check(config: Path, policies: Path, env: str | None) -> None:
-    """Validate config.toml and every environment's policy; exit 1 on any problem."""
+    """Check config.toml and the policy of every environment.
+
+    Exit status 1 where there is a problem.
+    """
     paths = Paths(config, policies)
     chosen = chosen_environment(env)
     names = environments(policies)
     if chosen not in names:
         names.append(chosen)  # Loading it says what is wrong with it, in the words `serve` would use.
     prices = load_price_map()
-    failed = False
+    # A problem of config.toml is one of every environment, and is told once.
+    problems: dict[Problem, None] = {}
     for name in names:
         try:
             # Another environment's secrets need not be on this machine; the chosen one's must.
             loaded = load(paths, name, litellm_map=prices, want_secrets=name == chosen)
         except ConfigError as error:
-            failed = True
-            click.echo(f"{name}:\n{error}", err=True)
+            problems |= dict.fromkeys(error.problems)
             continue
         missing = missing_variables(paths, name, loaded)
         note = f"   (to serve it, set {', '.join(missing)})" if missing else ""
         click.echo(f"{policies / name}.toml: ok{note}")
         for line in unpriced(loaded):
             click.echo(f"  note: {line}")
-    sys.exit(1 if failed else 0)
+    if problems:
+        fail(format_problems(list(problems)))
 
 
 def unpriced(loaded: Loaded) -> list[str]:
@@ -159,16 +184,31 @@ def config_group() -> None:
 @configured
 def config_show(config: Path, policies: Path, env: str | None) -> None:
     """Print everything that is in force, as TOML, secrets masked."""
+    click.echo(to_toml(effective(load_or_exit(config, policies, env, want_secrets=False))), nl=False)
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """A table as TOML text."""
+    import msgspec
     import toml
 
-    click.echo(toml.dumps(effective(load_or_exit(config, policies, env, want_secrets=False))), nl=False)
+    def quoted(text: str) -> str:
+        # toml's own way with text breaks on backslashes; a JSON string is a TOML string, but for DEL.
+        return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+
+    encoder = toml.TomlEncoder()
+    encoder.dump_funcs[str] = quoted
+    return toml.dumps(table, encoder)
 
 
 @config_group.command("get")
 @click.argument("key")
 @configured
 def config_get(key: str, config: Path, policies: Path, env: str | None) -> None:
-    """Print one value, such as models.use_finetuned or server.data; the policy is asked before config.toml."""
+    """Print one value, such as models.use_finetuned.
+
+    The policy is asked before config.toml: models.use_finetuned, caps[0].usd, server.data, agents.qa_agent.baseline.
+    """
     import msgspec
 
     try:
@@ -189,7 +229,10 @@ def explain(
     model: str, user: str | None, headers: tuple[str, ...], as_json: bool, text: str,
     config: Path, policies: Path, env: str | None,
 ) -> None:  # fmt: skip
-    """Say what would happen to a message, and why, without calling anyone."""
+    """Say what would happen to a message, and why.
+
+    Nobody is called. Exit status 1 where the call would be refused.
+    """
     import time
 
     import msgspec
@@ -203,7 +246,7 @@ def explain(
     request: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}]}
     if user is not None:
         request["user"] = user
-    named = {name.strip().lower(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
+    named = dict(map(split_header, headers))
     try:
         body = read_chat(msgspec.json.encode(request))
         found = explain_call(loaded.plan, named, body, Caller("", (), is_trusted=True), now_s=time.time())
@@ -226,6 +269,14 @@ def explain(
     click.echo(f"sent         {msgspec.json.encode(found.sent).decode()}")
 
 
+def split_header(header: str) -> tuple[str, str]:
+    """A header as it is written on a command line, in its two halves."""
+    name, colon, value = header.partition(":")
+    if not colon or not name.strip():
+        raise click.BadParameter(f"{header!r} is not NAME:VALUE", param_hint="--header")
+    return name.strip().lower(), value.strip()
+
+
 @main.group()
 def keys() -> None:
     """Keys for callers."""
@@ -235,41 +286,58 @@ def keys() -> None:
 @click.option("--name", required=True, help="How the key is called in records and caps.")
 @click.option("--agent", "agents", multiple=True, help="An agent it may use; repeatable; all by default.")
 def keys_new(name: str, agents: tuple[str, ...]) -> None:
-    """Make a key: it is shown once, and the policy entry that knows only its hash."""
-    import toml
+    """Make a key, and the policy entry that knows only its hash.
 
+    The key is shown this once and kept nowhere.
+    """
+    for value, option in ((name, "--name"), *((agent, "--agent") for agent in agents)):
+        if not is_name(value):
+            raise click.BadParameter(f"{value!r} is no name; use {NAME}", param_hint=option)
     key = f"gw-{secrets.token_urlsafe(32)}"
     entry: dict[str, Any] = {"name": name, "sha256": sha256(key.encode()).hexdigest()}
     if agents:
         entry["agents"] = list(agents)
     click.echo(f"The key, shown this once: {key}\n\nInto policies/<environment>.toml:\n")
-    click.echo(toml.dumps({"keys": [entry]}), nl=False)
+    click.echo(to_toml({"keys": [entry]}), nl=False)
 
 
 @main.command()
 @click.option("--url", default="", help="The admin listener; default: server.admin of the configuration.")
 @configured
 def ping(url: str, config: Path, policies: Path, env: str | None) -> None:
-    """Exit 0 if a gateway on this machine is alive; for a container's health check."""
-    from urllib.error import URLError
-    from urllib.request import urlopen
+    """Tell whether a gateway on this machine is alive.
+
+    Exit status 0 if it is, 1 if not: made for a container's health check.
+    """
+    from http.client import HTTPException
+    from urllib.request import ProxyHandler, build_opener
 
     if not url:
         loaded = load_or_exit(config, policies, env, want_secrets=False)
         address = loaded.settings.server.admin
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address.host, address.host)
         url = f"http://{host}:{address.port}"
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{url!r} does not begin with http:// or https://", param_hint="--url")
+    # What is on this machine is not asked for by way of a proxy, whatever the environment says.
+    opener = build_opener(ProxyHandler({}))
     try:
-        with urlopen(f"{url}/livez", timeout=3) as reply:  # noqa: S310
-            click.echo(f"{url} {reply.status}")
-    except (URLError, OSError, ValueError) as error:
-        fail(f"{url}: {error}")
+        with opener.open(f"{url.rstrip('/')}/livez", timeout=3) as reply:
+            click.echo(f"{url} is alive ({reply.status})")
+    except HTTPException:
+        fail(f"{url} does not answer as a gateway should: it speaks no HTTP")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        fail(f"{url} does not answer as a gateway should: {getattr(reason, 'strerror', None) or reason}")
 
 
 @main.command()
-@click.option("--port", default=8000, show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 def simulator(port: int) -> None:
-    """Serve the built-in OpenAI-compatible simulator by itself, until Ctrl-C."""
+    """Serve the built-in simulator alone, until Ctrl-C.
+
+    It speaks OpenAI's API, and misbehaves where the model is named `fault:...`.
+    """
     import asyncio
 
     from gateway.domain.simulated import SimulatorSettings
@@ -280,4 +348,51 @@ def simulator(port: int) -> None:
         click.echo(f"simulator at {running.base_url}")
         await asyncio.Event().wait()
 
-    run_loop(run())
+    try:
+        run_loop(run())
+    except OSError as error:
+        fail(f"cannot serve: {error}")
+
+
+@main.command()
+@click.option("--users", default=200, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "--questions", type=click.Path(path_type=Path), default=Path("tests/data/mt_bench_questions.jsonl"),
+    show_default=True, help="A JSONL file of questions with their turns.",
+)  # fmt: skip
+@click.option("--share", type=click.FloatRange(0, 100), help="Percent of users for the fine-tuned model; else policy.")
+@click.option("--quick", is_flag=True, help="Eight questions and ten users, in a few seconds.")
+@click.option("--config", type=click.Path(path_type=Path), default=Path("config.toml"), show_default=True)
+@click.option("--policies", type=click.Path(path_type=Path), default=Path("policies"), show_default=True)
+@click.option("--env", default="production", show_default=True)
+def demo(users: int, questions: Path, share: float | None, quick: bool, config: Path, policies: Path, env: str) -> None:
+    """Ask MT-bench's questions through a gateway on the simulator, and check what everybody tells of it."""
+    import asyncio
+    import signal
+
+    from gateway.lab import demo as lab
+    from gateway.lab.callers import SdkMissing
+    from gateway.lab.questions import read_questions
+    from gateway.lab.trial_gateway import TrialFailed, read_tables
+
+    load_or_exit(config, policies, env, want_secrets=False)
+    try:
+        asked = read_questions(questions)
+        order = lab.Order(read_tables(config, policies, env), asked, users, share)
+        if quick:
+            order = order._replace(questions=lab.quick(asked), users=lab.QUICK_USERS)
+        ended_well: list[bool] = []
+
+        async def run() -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                # As Ctrl-C does, so that the gateway it started is taken down with it.
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            ended_well.append(await lab.run_demo(order, lab.console()))
+
+        run_loop(run())
+    except (OSError, ValueError, SdkMissing, TrialFailed) as error:
+        fail(str(error))
+    except asyncio.CancelledError:
+        fail("stopped")
+    sys.exit(0 if ended_well == [True] else 1)

@@ -16,8 +16,9 @@ import msgspec
 from gateway.decide.plan import Plan, compile_plan, upstreams_in_use
 from gateway.domain.money import Price, format_usd
 from gateway.domain.policy import Policy, check_policy
-from gateway.domain.reading import Problem, nearest, read_struct
+from gateway.domain.reading import Problem, Usd, nearest, read_struct
 from gateway.domain.rules import Routing, check_routing
+from gateway.domain.secret import Secret
 from gateway.domain.settings import Settings, check_settings
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ DEFAULT_ENV = "dev"
 ENV_VARIABLES = ("GATEWAY_ENV", "GENESIS_ENV")
 ROUTING_FILE = "routing.toml"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_KEY_PART = re.compile(r'"([^"]*)"|([^.\[\]"]+)')
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Paths(NamedTuple):
@@ -54,12 +57,19 @@ class Loaded(NamedTuple):
     plan: Plan
 
 
+class _Missing(NamedTuple):
+    """A variable that is not set, and the upstream in whose table it stands, if it stands in one."""
+
+    variable: str
+    upstream: str
+
+
 class _Table(NamedTuple):
     """A file's table with its variables put in, and the keys whose variable is not set."""
 
     file: str
     table: dict[str, Any]
-    missing: dict[str, str]
+    missing: dict[str, _Missing]
 
 
 def environments(policies: Path) -> list[str]:
@@ -84,14 +94,10 @@ def load(
 
     `want_secrets` of False leaves out the complaint about variables that are not set here, for `gateway check`.
     """
-    problems: list[Problem] = []
-    known = environments(paths.policies)
-    if env not in known:
-        fix = f"unknown environment; known: {', '.join(known) or 'none'}{nearest(env, known)}"
-        raise ConfigError([Problem(file=str(paths.policies), key="environment", found=f'"{env}"', fix=fix)])
+    problems = _check_environment(paths.policies, env)
+    allowed = _read_file(paths.policies / f"{env}.toml", environ, problems) if not problems else None
     config = _read_file(paths.config, environ, problems)
-    rules = _read_file(paths.policies / ROUTING_FILE, environ, problems)
-    allowed = _read_file(paths.policies / f"{env}.toml", environ, problems)
+    rules = _read_file(paths.policies / ROUTING_FILE, environ, problems) if paths.policies.is_dir() else None
     settings = _read_as(Settings, config, problems)
     policy = _read_as(Policy, allowed, problems)
     routing = _read_as(Routing, rules, problems)
@@ -105,7 +111,7 @@ def load(
     if want_secrets:
         used = upstreams_in_use(settings, policy) if settings is not None and policy is not None else frozenset()
         for source in filter(None, (config, allowed, rules)):
-            problems += _missing_variables(source, used)
+            problems += [lack for lack in _missing_variables(source, used) if lack not in problems]
     if problems or settings is None or policy is None or routing is None:
         raise ConfigError(problems)
     return Loaded(env, paths, settings, policy, routing, compile_plan(env, settings, policy, routing, litellm_map))
@@ -115,37 +121,50 @@ def missing_variables(paths: Paths, env: str, loaded: Loaded, environ: Mapping[s
     """The variables this environment needs and this machine does not have."""
     used = upstreams_in_use(loaded.settings, loaded.policy)
     tables = [_read_file(path, environ, []) for path in (paths.config, paths.policies / f"{env}.toml")]
-    return sorted({name for table in tables if table for name in _needed(table, used).values()})
+    return sorted({lack.variable for table in tables if table for lack in _needed(table, used).values()})
 
 
 def effective(loaded: Loaded) -> dict[str, Any]:
     """The whole effective configuration as plain values, secrets masked, dollars as dollars."""
-    plain = msgspec.to_builtins
+    parts = {"policy": loaded.policy, "routing": loaded.routing}
     return {
         "environment": loaded.env,
-        **_shown(plain(loaded.settings, enc_hook=str)),
-        "policy": _shown(plain(loaded.policy, enc_hook=str)),
-        "routing": _shown(plain(loaded.routing, enc_hook=str)),
+        **_set_only(msgspec.to_builtins(loaded.settings, enc_hook=_as_written)),
+        **{name: _set_only(msgspec.to_builtins(part, enc_hook=_as_written)) for name, part in parts.items()},
     }
 
 
 def look_up(loaded: Loaded, dotted: str) -> Any:
-    """One effective value: the policy is asked first, then config.toml. Raises `KeyError` with the known names."""
+    """One effective value: the policy is asked first, then config.toml. Raises `KeyError` with the known names.
+
+    Places in a list as `caps.0` or `caps[0]`, names that hold a dot in double quotes.
+    """
     whole = effective(loaded)
-    for root in (whole["policy"], whole):
-        found: Any = root
-        for part in dotted.split("."):
-            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, dict) and part in found:
-                found = found[part]
-            else:
-                break
-        else:
+    parts = [quoted or plain for quoted, plain in _KEY_PART.findall(dotted)] or [dotted]
+    # How far each root goes along with the key; the one that goes furthest knows best what was meant.
+    walks = [_walk(root, parts) for root in (whole["policy"], whole)]
+    for found, depth in walks:
+        if depth == len(parts):
             return found
-    first = dotted.partition(".")[0]
-    known = sorted({*whole["policy"], *whole})
-    raise KeyError(f"no setting {dotted!r}{nearest(first, known)}; tables: {', '.join(known)}")
+    found, depth = max(walks, key=lambda walk: walk[1])
+    if depth == 0:
+        found = {**whole["policy"], **whole}
+    names = range(len(found)) if isinstance(found, list) else sorted(found)
+    known = [_dotted((*parts[:depth], name)) for name in names]
+    hint = nearest(_dotted(tuple(parts[: depth + 1])), known) if isinstance(found, dict) else ""
+    raise KeyError(f"no setting {dotted!r}{hint or '; known here: ' + (', '.join(known) or 'nothing')}")
+
+
+def _walk(found: Any, parts: list[str]) -> tuple[Any, int]:
+    """Follow the parts of a key as far as they lead: what is there, and how many of them were followed."""
+    for depth, part in enumerate(parts):
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict) and part in found:
+            found = found[part]
+        else:
+            return (found if isinstance(found, dict | list) else {}), depth
+    return found, len(parts)
 
 
 def format_problems(problems: list[Problem]) -> str:
@@ -158,9 +177,22 @@ def format_problems(problems: list[Problem]) -> str:
     return "\n".join(lines)
 
 
+def _check_environment(policies: Path, env: str) -> list[Problem]:
+    """Whether there is a policy of that name, or even a place to look for it."""
+    known = environments(policies)
+    if env in known:
+        return []
+    if not policies.is_dir():
+        fix = "there is none of that name; start where config.toml and policies/ are, or give --config and --policies"
+        return [Problem(file=str(policies), key="folder", found="", fix=fix)]
+    fix = f"unknown environment; known: {', '.join(known) or 'none'}{nearest(env, known)}"
+    return [Problem(file=str(policies), key="environment", found=f'"{env}"', fix=fix)]
+
+
 def _read_file(path: Path, environ: Mapping[str, str], problems: list[Problem]) -> _Table | None:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        # TOML knows no byte order mark, but some editors write one.
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         problems.append(Problem(file=str(path), key="file", found="", fix=f"cannot be read: {error.strerror}"))
     except UnicodeDecodeError:
@@ -168,30 +200,42 @@ def _read_file(path: Path, environ: Mapping[str, str], problems: list[Problem]) 
     except tomllib.TOMLDecodeError as error:
         problems.append(Problem(file=str(path), key="file", found="", fix=f"is not TOML: {error}"))
     else:
-        missing: dict[str, str] = {}
+        source = _Table(str(path), {}, {})
         for name, upstream in table.get("upstreams", {}).items() if isinstance(table.get("upstreams"), dict) else ():
-            _use_key_variable(f"upstreams.{name}", upstream, str(path), problems)
-        return _Table(str(path), _expand(table, "", environ, missing), missing)
+            _use_key_variable(_dotted(("upstreams", name)), upstream, str(path), problems)
+        return source._replace(table=_expand(table, (), environ, source, problems))
     return None
 
 
 def _use_key_variable(key: str, upstream: Any, file: str, problems: list[Problem]) -> None:
     """`api_key_env = "NAME"` is the same as `api_key = "${NAME}"`, and keeps the file free of anything like a key."""
-    if not isinstance(upstream, dict) or not isinstance(upstream.get("api_key_env"), str):
+    variable = upstream.get("api_key_env") if isinstance(upstream, dict) else None
+    if not variable or not isinstance(variable, str):
+        return
+    if not _VARIABLE_NAME.fullmatch(variable):
+        # Not shown: it may be the key itself.
+        fix = "wants the name of an environment variable, such as MISTRAL_API_KEY, not the key itself"
+        problems.append(Problem(file=file, key=f"{key}.api_key_env", found="***", fix=fix))
         return
     if "api_key" in upstream:
         fix = "give api_key or api_key_env, not both"
         problems.append(Problem(file=file, key=f"{key}.api_key_env", found="", fix=fix))
-    upstream["api_key"] = f"${{{upstream['api_key_env']}}}"
+    upstream["api_key"] = f"${{{variable}}}"
 
 
-def _expand(value: Any, key: str, environ: Mapping[str, str], missing: dict[str, str]) -> Any:
+def _expand(
+    value: Any, path: tuple[str | int, ...], environ: Mapping[str, str], source: _Table, problems: list[Problem]
+) -> Any:
     """`${NAME}` and `${NAME:-default}` put in, in every text; what is not set is noted under its key."""
     if isinstance(value, dict):
-        return {name: _expand(item, f"{key}.{name}" if key else name, environ, missing) for name, item in value.items()}
+        return {name: _expand(item, (*path, name), environ, source, problems) for name, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, f"{key}[{index}]", environ, missing) for index, item in enumerate(value)]
+        return [_expand(item, (*path, index), environ, source, problems) for index, item in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
+        return value
+    if "${" in _VARIABLE.sub(lambda match: match[2] or "", value):
+        fix = "holds a ${ that begins no variable; write ${NAME} or ${NAME:-default}, without one in the other"
+        problems.append(Problem(file=source.file, key=_dotted(path), found="", fix=fix))
         return value
 
     def put_in(match: re.Match[str]) -> str:
@@ -200,11 +244,24 @@ def _expand(value: Any, key: str, environ: Mapping[str, str], missing: dict[str,
         if environ.get(name) or (default is None and name in environ):
             return environ[name]
         if default is None:
-            missing[key] = name
+            upstream = str(path[1]) if len(path) > 1 and path[0] == "upstreams" else ""
+            source.missing[_dotted(path)] = _Missing(name, upstream)
             return match[0]
         return default
 
     return _VARIABLE.sub(put_in, value)
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    """A place in a file as `Problem.key` writes it."""
+    key = ""
+    for part in path:
+        if isinstance(part, int):
+            key += f"[{part}]"
+        else:
+            plain = part.replace("_", "").replace("-", "").isalnum() and part.isascii()
+            key += ("." if key else "") + (part if plain else f'"{part}"')
+    return key
 
 
 def _read_as(cls: type[T], source: _Table | None, problems: list[Problem]) -> T | None:
@@ -213,36 +270,33 @@ def _read_as(cls: type[T], source: _Table | None, problems: list[Problem]) -> T 
     found: list[Problem] = []
     value = read_struct(cls, source.table, "", found)
     _add(problems, source, found)
+    # What cannot be read without its variable cannot be left out either, wanted or not.
+    problems += [_not_set(source, problem.key) for problem in found if problem.key in source.missing]
     return value
 
 
 def _add(problems: list[Problem], source: _Table | None, found: list[Problem]) -> None:
     """Take over what was found, but nothing about a value whose variable is not set: that is a problem of its own."""
-    for problem in found:
-        if source is not None and problem.key not in source.missing:
-            problems.append(msgspec.structs.replace(problem, file=source.file))
+    if source is not None:
+        problems += [
+            msgspec.structs.replace(problem, file=source.file) for problem in found if problem.key not in source.missing
+        ]
 
 
 def _missing_variables(source: _Table, used: frozenset[str]) -> list[Problem]:
-    return [
-        Problem(
-            file=source.file,
-            key=key,
-            found="",
-            fix=f"the environment variable {name} is not set; set it, or write ${{{name}:-default}}",
-        )
-        for key, name in _needed(source, used).items()
-    ]
+    return [_not_set(source, key) for key in _needed(source, used)]
 
 
-def _needed(source: _Table, used: frozenset[str]) -> dict[str, str]:
+def _not_set(source: _Table, key: str) -> Problem:
+    name, upstream = source.missing[key]
+    fix = f"set the environment variable {name}"
+    fix += f"; this environment sends calls to {upstream}" if upstream else f", or write ${{{name}:-default}} here"
+    return Problem(file=source.file, key=key, found="", fix=fix)
+
+
+def _needed(source: _Table, used: frozenset[str]) -> dict[str, _Missing]:
     """The missing variables that matter: those of an upstream only where the policy sends calls to it."""
-
-    def matters(key: str) -> bool:
-        table, _, rest = key.partition(".")
-        return table != "upstreams" or rest.partition(".")[0] in used
-
-    return {key: name for key, name in source.missing.items() if matters(key)}
+    return {key: lack for key, lack in source.missing.items() if not lack.upstream or lack.upstream in used}
 
 
 def _check_exposure(settings: Settings, policy: Policy) -> list[Problem]:
@@ -254,10 +308,21 @@ def _check_exposure(settings: Settings, policy: Policy) -> list[Problem]:
     return [Problem(key="server.data", found=f'"{server.data}"', fix=fix)]
 
 
-def _shown(value: Any, name: str = "") -> Any:
-    """As the person wrote it: dollars again (amounts are named for their unit), and nothing where nothing was set."""
+def _as_written(value: Any) -> str:
+    """Our own leaf types as the person wrote them: dollars again, and secrets masked."""
+    if isinstance(value, Usd):
+        return format_usd(value)
+    if isinstance(value, Secret) and not value:
+        return ""
+    if isinstance(value, Secret) and _VARIABLE.fullmatch(value.reveal()):
+        return f"{value.reveal()} (not set)"  # The name of a variable that gave us no secret to hide.
+    return str(value)
+
+
+def _set_only(value: Any) -> Any:
+    """Without what was left out, for which TOML has no word."""
     if isinstance(value, dict):
-        return {key: _shown(item, key) for key, item in value.items() if item is not None}
+        return {key: _set_only(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_shown(item) for item in value]
-    return format_usd(value) if isinstance(value, int) and "usd" in name.split("_") else value
+        return [_set_only(item) for item in value]
+    return value

@@ -1,4 +1,4 @@
-"""A whole gateway inside a test: real sockets on ports the system chose, files in `tmp_path`, a simulator that is quick.
+"""A whole gateway inside a test: real sockets on ports the system chose, files in `tmp_path`, a quick simulator.
 
     async with running_gateway(tmp_path) as gateway:
         await session.post(f"{gateway.data_url}/v1/chat/completions", json=chat("hello"))
@@ -21,6 +21,7 @@ from gateway.edge.simulator import Simulator, SimulatorSettings
 from gateway.store.journal import Torn, read_journal
 
 CHAT = "/v1/chat/completions"
+AT_ONCE = SimulatorSettings(first_token_ms=0, per_token_ms=0, jitter=0)
 
 AGENTS = """
 [agents.qa_agent]
@@ -124,13 +125,14 @@ async def running_gateway(
     server: str = "",
     config: str = PRICES,
     environ: Mapping[str, str] | None = None,
+    simulated: SimulatorSettings = AT_ONCE,
 ) -> AsyncIterator[RunningGateway]:
     """A gateway from these texts, served until the block ends.
 
     `upstreams` come beside `sim` (or in its place): a name and a base URL, which makes it `compatible`, or a name and
     the lines of its table. `server` holds further lines of `[server]`. `config` holds further tables of config.toml.
     """
-    simulator = await Simulator.start(SimulatorSettings(first_token_ms=0, per_token_ms=0, jitter=0))
+    simulator = await Simulator.start(simulated)
     tables = {"sim": simulator.base_url, **(upstreams or {})}
     fixed = "\n".join(
         [

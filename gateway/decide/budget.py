@@ -115,7 +115,8 @@ class Books:
 
     def _account(self, cap: Cap, dimensions: Mapping[str, str], now_s: float) -> Account:
         # The limit is not part of the key, so a cap that is changed keeps what was posted under it.
-        key = (cap.scope, cap.per, unit_of(cap), repr(cap.only), dimensions.get(cap.scope, ""))
+        only = repr(sorted((name, sorted(values)) for name, values in cap.only.items())) if cap.only else ""
+        key = (cap.scope, cap.per, unit_of(cap), only, dimensions.get(cap.scope, ""))
         start_s = window_start_s(cap.per, now_s)
         account = self._accounts.get(key)
         # A new window is a new account: calls still in flight settle in the one they were reserved in. A clock that

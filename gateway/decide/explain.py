@@ -49,8 +49,7 @@ def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Call
     assignment = plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
     filled = fill(body, who.agent.defaults, plan.limits)
     size = sum(len(bytes(value)) for value in filled.fields.values())
-    messages = len(body.texts())
-    tokens = bound_tokens(request_bytes=size, messages=messages, max_tokens=filled.max_tokens, n=body.n)
+    tokens = bound_tokens(request_bytes=size, messages=body.message_count, max_tokens=filled.max_tokens, n=body.n)
     dimensions = {"agent": who.agent.name, "key": caller.key, "operation": who.operation, "user": who.user}
 
     def link(target: Target) -> Link:

@@ -34,6 +34,9 @@ def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits) -> Filled:
         # One limit goes out, the one that counts; two could be read differently by two providers.
         limit_field = "max_completion_tokens"
         fields.pop("max_tokens", None)
+    else:
+        # A null under the newer name would take the place of the limit where a dialect renames it.
+        fields.pop("max_completion_tokens", None)
     for name, value in defaults.items():
         if name == "max_tokens":
             if body.max_tokens is None:
@@ -49,7 +52,10 @@ def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits) -> Filled:
             lowered.append(limit_field)
         max_tokens = limits.max_tokens
         fields[limit_field] = raw(max_tokens)
-    if limits.temperature is not None and body.temperature is not None and body.temperature > limits.temperature:
-        fields["temperature"] = raw(limits.temperature)
-        lowered.append("temperature")
+    if limits.temperature is not None and "temperature" in fields:
+        temperature = msgspec.json.decode(fields["temperature"], type=float | None)
+        if temperature is not None and temperature > limits.temperature:
+            fields["temperature"] = raw(limits.temperature)
+            if body.temperature is not None:
+                lowered.append("temperature")
     return Filled(fields, max_tokens, tuple(lowered))

@@ -192,7 +192,7 @@ def _timeout_s(plan: Plan, headers: Mapping[str, str], said: Mapping[str, str]) 
     """The deadline the caller brings: our header in ms, or what the OpenAI SDKs say they will wait, in seconds."""
     value = said.get("x-gateway-timeout-ms", "")
     if value:
-        if not (value.isascii() and value.isdigit() and 1 <= int(value[:12]) <= MAX_CALL_TIMEOUT_MS):
+        if not (value.isascii() and value.isdigit() and len(value) <= 12 and 1 <= int(value) <= MAX_CALL_TIMEOUT_MS):
             message = f"x-gateway-timeout-ms is a whole number from 1 to {MAX_CALL_TIMEOUT_MS}"
             raise Refused("invalid_header", message, param="x-gateway-timeout-ms")
         if not plan.overrides.timeout:
@@ -201,6 +201,8 @@ def _timeout_s(plan: Plan, headers: Mapping[str, str], said: Mapping[str, str]) 
         return int(value) / 1000
     waits = headers.get("x-stainless-read-timeout", "")
     try:
-        return min(max(float(waits), 0.001), MAX_CALL_TIMEOUT_MS / 1000) if waits else None
+        seconds = float(waits) if waits else 0.0
+        # Neither nothing, nor a time that is over, nor nan bounds anything.
+        return min(seconds, MAX_CALL_TIMEOUT_MS / 1000) if seconds > 0 else None
     except ValueError:
         return None  # A hint from the SDK, not a demand: what cannot be read is left aside.

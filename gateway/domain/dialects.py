@@ -1,8 +1,8 @@
 """What each kind of upstream does with each OpenAI field: a table per kind, read by one small function.
 
 `openai` and `compatible` take nearly every field as it is. Mistral's schema is closed: an unknown field is a 422,
-also inside messages, so what is not in its table is dropped and named to the caller. Source of the Mistral rows: the request and
-response models of mistralai 3.7, held against this table by tests/domain/test_dialects.py.
+also inside messages, so what is not in its table is dropped and named to the caller. Source of the Mistral rows: the
+request and response models of mistralai 3.7, held against this table by tests/domain/test_dialects.py.
 Its one invariant: a request is never widened; only fields that the caller or the agent's defaults set are sent.
 """
 
@@ -58,9 +58,13 @@ def translate(dialect: Dialect, fields: Fields) -> tuple[Fields, list[str]]:
     sent: Fields = {}
     dropped: list[str] = []
     for name, value in fields.items():
+        # A null says the same as nothing, and a closed schema takes it for some fields only.
+        if dialect.is_closed and _is_null(value):
+            continue
         match dialect.fields.get(name):
             case None if not dialect.is_closed:
-                sent[name] = value
+                # What was renamed to this name stays: it is here only where this is null.
+                sent.setdefault(name, value)
             case None:
                 # stream_options asks for what this provider sends anyway, so nothing is lost with it.
                 if name != "stream_options":
@@ -68,12 +72,13 @@ def translate(dialect: Dialect, fields: Fields) -> tuple[Fields, list[str]]:
             case Pass():
                 sent[name] = value
             case Rename(to):
-                if to not in fields:
+                if to not in fields or _is_null(fields[to]):
                     sent[to] = value
             case Clamp(low, high):
                 sent[name] = _clamped(value, low, high)
             case Only(values):
-                if _decoded(value) in values:
+                chosen = _decoded(value)
+                if isinstance(chosen, str) and chosen in values:
                     sent[name] = value
                 else:
                     dropped.append(name)
@@ -83,8 +88,16 @@ def translate(dialect: Dialect, fields: Fields) -> tuple[Fields, list[str]]:
     return sent, dropped
 
 
+def _is_null(value: Raw) -> bool:
+    return bytes(value) == b"null"
+
+
 def _decoded(value: Raw) -> Any:
-    return msgspec.json.decode(value)
+    try:
+        return msgspec.json.decode(value)
+    except RecursionError:
+        # The stack is deeper here than where the body was read, so what passed there may not pass again.
+        raise Refused("invalid_json", "the body is nested too deeply") from None
 
 
 def _clamped(value: Raw, low: float, high: float) -> Raw:
@@ -149,15 +162,15 @@ def _mistral_choice(choice: dict[str, Any]) -> None:
         function = call.get("function") or {}
         if not isinstance(function.get("arguments"), str | None):
             function["arguments"] = msgspec.json.encode(function["arguments"]).decode()
-        call.setdefault("type", "function")
+        call["type"] = call.get("type") or "function"
         if "delta" in choice:
             call.setdefault("index", index)
 
 
 def _mistral_usage(usage: dict[str, Any]) -> None:
     cached = usage.pop("num_cached_tokens", None)
-    if isinstance(cached, int):
-        usage.setdefault("prompt_tokens_details", {"cached_tokens": cached})
+    if isinstance(cached, int) and not usage.get("prompt_tokens_details"):
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
 
 
 def _rewrite(body: bytes) -> dict[str, Any] | None:
@@ -167,7 +180,7 @@ def _rewrite(body: bytes) -> dict[str, Any] | None:
             _mistral_choice(choice)
         if isinstance(answer.get("usage"), dict):
             _mistral_usage(answer["usage"])
-    except (msgspec.DecodeError, RecursionError, AttributeError, TypeError, KeyError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
         return None  # Not Mistral's shape: left as it is, for the reader of answers to judge.
     return answer  # type: ignore[no-any-return]
 

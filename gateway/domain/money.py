@@ -1,35 +1,37 @@
 """Money in whole nano-dollars: prices, usage, and what a call cost.
 
 One dollar is 1,000,000,000 nUSD. Prices are integers too (nUSD per million tokens), so a cost is one integer sum and
-one division that rounds up, once per call. Decimal appears only where people write or read dollars. Never a float.
+one division that rounds up, once per call. Dollars appear only where people write or read them. Never a float.
 """
 
-from decimal import Decimal, InvalidOperation
+import re
 
 import msgspec
 
 NUSD_PER_USD = 1_000_000_000
+_DECIMALS = 9
 TOKENS_PER_MTOK = 1_000_000
 # Books and SQL drivers hold 64-bit signed ints; JSON readers lose whole numbers above 2^53. Caps stay below it.
 MAX_NUSD = 2**53
 # A count above this is absurd for one call and is not believed.
 MAX_TOKENS = 2**31
+# Plain digits only: what else Decimal takes for a number (1e3, 1_000, digits of other scripts) is a slip in a price.
+_USD = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
 
 
 def nusd_from_usd(text: str) -> int:
     """Nano-dollars from decimal dollars such as "0.80". Raises ValueError; refuses signs, more than 9 decimals."""
-    try:
-        value = Decimal(text.strip())
-    except InvalidOperation:
-        raise ValueError(f'{text!r} is not an amount in dollars, such as "0.80"') from None
-    if not value.is_finite() or value < 0:
-        raise ValueError(f"{text!r} is not an amount in dollars of zero or more")
-    nusd = value * NUSD_PER_USD
-    if nusd != nusd.to_integral_value():
-        raise ValueError(f"{text!r} has more than nine decimals")
+    found = _USD.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f'{_short(text)} is not an amount in dollars of zero or more, such as "0.80"')
+    whole, decimals = found[1].lstrip("0"), (found[2] or "").rstrip("0")
+    if len(decimals) > _DECIMALS:
+        raise ValueError(f"{_short(text)} has more than nine decimals")
+    # Digits are counted before they are read: Python refuses to read thousands of them.
+    nusd = MAX_NUSD if len(whole) > _DECIMALS else int(f"{whole}{decimals:0<{_DECIMALS}}")
     if nusd >= MAX_NUSD:
-        raise ValueError(f"{text!r} is above the largest amount, {format_usd(MAX_NUSD)} dollars")
-    return int(nusd)
+        raise ValueError(f"{_short(text)} is above the largest amount, {format_usd(MAX_NUSD)} dollars")
+    return nusd
 
 
 def format_usd(nusd: int) -> str:
@@ -38,6 +40,10 @@ def format_usd(nusd: int) -> str:
     whole, fraction = divmod(rest, NUSD_PER_USD)
     decimals = f"{fraction:09d}".rstrip("0").ljust(2, "0")
     return f"{sign}{whole}.{decimals}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):

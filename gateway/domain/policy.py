@@ -4,7 +4,7 @@ State (the current rollout share, what has been spent) is not policy and never s
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -118,10 +118,15 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
         )
     if policy.ab_testing.enabled and not policy.models.use_finetuned:
         wrong("ab_testing.enabled", "true", "there is nothing to test while models.use_finetuned is false")
+    first_with: dict[tuple[object, ...], int] = {}
     for index, cap in enumerate(policy.caps):
         units = [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
         if len(units) != 1:
             wrong(f"caps[{index}]", " and ".join(units), "wants exactly one of usd, requests, tokens")
+        # Two caps on the same thing would share one account, and each call would be counted twice in it.
+        same = (cap.scope, cap.per, tuple(units), _sorted(cap.only))
+        if first_with.setdefault(same, index) != index:
+            wrong(f"caps[{index}]", "", f"limits the same as caps[{first_with[same]}]; keep the lower one")
         if list(cap.warn_at) != sorted(cap.warn_at):
             wrong(f"caps[{index}].warn_at", "", "shares must rise")
         for agent in cap.only.get("agent", []):
@@ -136,6 +141,10 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
         for agent in key.agents:
             _check_agent(f"keys[{index}].agents", agent, settings.agents, problems)
     return problems
+
+
+def _sorted(only: Mapping[Dimension, list[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple(sorted((name, tuple(sorted(set(values)))) for name, values in only.items()))
 
 
 def _check_agent(key: str, agent: str, agents: Collection[str], problems: list[Problem]) -> None:

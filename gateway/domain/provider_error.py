@@ -27,10 +27,13 @@ def read_error(status: int, body: bytes) -> ProviderError:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ProviderError(f"the provider answered {status} without an explanation")
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = (found.get("error") or found) if isinstance(found, dict) else found
+    try:
+        text = _plain((error.get("message") or error.get("detail")) if isinstance(error, dict) else error)
+    except RecursionError:
+        text = ""
     if not isinstance(error, dict):
-        return ProviderError(_cut(_plain(error)) or f"the provider answered {status}")
-    text = _plain(error.get("message") or error.get("detail") or "")
+        error = {}
     return ProviderError(
         _cut(text) or f"the provider answered {status} without an explanation",
         _optional(error.get("type")),

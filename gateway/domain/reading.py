@@ -8,6 +8,7 @@ Its one invariant: a struct is returned only if `problems` did not grow.
 import difflib
 import types
 from collections.abc import Collection, Mapping
+from ipaddress import ip_address
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -52,7 +53,10 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -113,6 +117,11 @@ def _read(kind: Any, value: Any, key: str, problems: list[Problem]) -> Any:
     elif origin is list and isinstance(value, list):
         return [_read(args[0], item, f"{key}[{index}]", problems) for index, item in enumerate(value)]
     elif origin is dict and isinstance(value, Mapping):
+        for name in value:
+            # The names are the person's own, unless the type lists them.
+            if get_origin(args[0]) is Literal and name not in get_args(args[0]):
+                listed, close = ", ".join(get_args(args[0])), nearest(name, get_args(args[0]))
+                problems.append(Problem(key=_join(key, name), found="", fix=f"unknown key; one of {listed}{close}"))
         return {name: _read(args[1], item, _join(key, name), problems) for name, item in value.items()}
     try:
         return msgspec.convert(value, kind, dec_hook=_read_leaf)

@@ -4,6 +4,7 @@ What is allowed and how traffic is shaped lives in `policy.py`; how `auto` finds
 Every field is documented in docs/configuration.md, and a test holds the two together.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from gateway.domain.simulated import SimulatorSettings
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 UpstreamKind = Literal["openai", "compatible", "mistral", "simulator"]
+RESERVED_AGENTS = {"auto": "asks the router to choose", "raw": "stands for models that are named outright"}
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,8 +170,9 @@ def check_settings(settings: Settings) -> list[Problem]:
         for name in names:
             if not is_name(name):
                 wrong(f"{table}.{name}", name, f"not a name; use {NAME}")
-    if "auto" in settings.agents:
-        wrong("agents.auto", "auto", "is reserved: it asks the router to choose")
+    for name, why in RESERVED_AGENTS.items():
+        if name in settings.agents:
+            wrong(f"agents.{name}", name, f"is reserved: it {why}")
     for name, upstream in settings.upstreams.items():
         _check_upstream(f"upstreams.{name}", upstream, wrong)
     for name, agent in settings.agents.items():
@@ -186,7 +189,7 @@ def check_settings(settings: Settings) -> list[Problem]:
         fix = "edges must rise, and there must be one"
         problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
     if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
-        shown_url = settings.store.url.partition("@")[2] or settings.store.url
+        shown_url = settings.store.url.rpartition("@")[2]
         wrong("store.url", shown_url, "use sqlite:///path or postgresql://...")
     return problems
 
@@ -196,10 +199,17 @@ def _check_upstream(key: str, upstream: Upstream, wrong: Callable[[str, str, str
         if upstream.base_url:
             wrong(f"{key}.base_url", upstream.base_url, "the simulator chooses its own address; leave it out")
         return
-    url = urlsplit(upstream.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        wrong(f"{key}.base_url", upstream.base_url, "wants http://host... or https://host..., with its /v1")
-    if url.username or url.password:
-        wrong(f"{key}.base_url", "***", "a password belongs into api_key, not into the address")
+    # What stands before an @ or after a ? may be a secret, so it is not shown.
+    shown_url = re.sub(r"//.*@|[?#].*", "***", upstream.base_url, flags=re.DOTALL)
+    try:
+        url = urlsplit(upstream.base_url)
+        is_http = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # A bracket without its twin, or a port above 65535.
+        wrong(f"{key}.base_url", shown_url, "is not an address")
+        return
+    if not is_http:
+        wrong(f"{key}.base_url", shown_url, "wants http://host... or https://host..., with its /v1")
+    if "@" in url.netloc:
+        wrong(f"{key}.base_url", shown_url, "a password belongs into api_key, not into the address")
     if url.query or url.fragment:
-        wrong(f"{key}.base_url", upstream.base_url.partition("?")[0], "must not hold a query or a fragment")
+        wrong(f"{key}.base_url", shown_url, "must not hold a query or a fragment")

@@ -29,6 +29,8 @@ class Splitter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Data of the events that `chunk` completes. Raises `UpstreamFault` for an event over MAX_EVENT_BYTES."""
+        if not chunk:
+            return []
         if not self._started:
             chunk = self._begin(chunk)
         if self._seen_cr:
@@ -40,7 +42,8 @@ class Splitter:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_EVENT_BYTES or sum(map(len, self._data)) > MAX_EVENT_BYTES:
+        # Each line counts for one byte more than it holds, or lines without any would be free.
+        if len(self._rest) > MAX_EVENT_BYTES or sum(map(len, self._data)) + len(self._data) > MAX_EVENT_BYTES:
             raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider sent an event without an end")
         events: list[bytes] = []
         data = self._data
@@ -49,8 +52,11 @@ class Splitter:
                 if line.startswith(b"data:"):
                     data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif data:
-                events.append(data[0] if len(data) == 1 else b"\n".join(data))
+                event = data[0] if len(data) == 1 else b"\n".join(data)
                 data.clear()
+                # An event of nothing is some servers' keep-alive, and an SDK would fail to parse it.
+                if event:
+                    events.append(event)
         return events
 
     def end(self) -> list[bytes]:
@@ -75,7 +81,7 @@ def frame(data: bytes) -> bytes:
 class Tap:
     """Watches one stream go by: who answered, why it finished, what it used. A scan per frame, a parse where needed."""
 
-    __slots__ = ("done", "error", "finish_reason", "finished", "model", "usage")
+    __slots__ = ("_finished", "done", "error", "finish_reason", "model", "usage")
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -83,8 +89,12 @@ class Tap:
         self.usage: Usage | None = None
         self.error: bytes | None = None
         self.done = False
-        # How many choices have a finish_reason; a call may ask for several.
-        self.finished = 0
+        self._finished: set[int | None] = set()
+
+    @property
+    def finished(self) -> int:
+        """How many choices have a finish_reason; a call may ask for several, and a provider may say it twice of one."""
+        return len(self._finished)
 
     def look(self, data: bytes) -> Answer | None:
         """Note what `data` tells. Returns it parsed where it had to be; raises `UpstreamFault` where it is no chunk."""
@@ -100,7 +110,7 @@ class Tap:
         for choice in answer.choices or ():
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-                self.finished += 1
+                self._finished.add(choice.index)
         self.usage = read_usage(answer.usage) or self.usage
         return answer
 
@@ -112,6 +122,8 @@ def _is_plain(data: bytes) -> bool:
         (b'"finish_reason":null' in data or b'"finish_reason": null' in data)
         and b'"error"' not in data
         and (b'"usage"' not in data or b'"usage":null' in data or b'"usage": null' in data)
+        # A second one may stand in an object further in, and only one of the two is what is looked for.
+        and data.count(b'"usage"') <= 1
         and data.count(b'"finish_reason"') == 1
         and data.endswith(b"}")
     )

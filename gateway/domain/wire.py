@@ -95,9 +95,12 @@ class ChatBody:
     def texts(self) -> list[tuple[str, str]]:
         """Each message as (role, its text); images and other parts are left out. Raises `Refused` for odd contents."""
         found = []
-        for index, message in enumerate(_messages.decode(self.fields["messages"])):
+        messages = _take(self.fields, "messages", _messages, "an array of objects") or []
+        for index, message in enumerate(messages):
             try:
                 content = _content.decode(message.content)
+            except RecursionError:
+                raise Refused("invalid_json", "messages is nested too deeply", param="messages") from None
             except msgspec.ValidationError:
                 where = f"messages[{index}].content"
                 raise Refused("invalid_type", f"{where} must be a string or an array of parts", param=where) from None
@@ -185,6 +188,7 @@ class _Usage(msgspec.Struct):
 class Choice(msgspec.Struct):
     """One choice of an answer, as far as the gateway looks."""
 
+    index: int | None = None
     finish_reason: str | None = None
 
 

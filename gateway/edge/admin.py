@@ -16,6 +16,7 @@ from gateway.decide.explain import explain
 from gateway.decide.identify import Caller
 from gateway.domain.errors import GatewayError, Refused
 from gateway.domain.wire import read_chat
+from gateway.edge.admit import leave_to_read_body, read_body
 from gateway.edge.data_app import add_no_such_path
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
@@ -31,7 +32,7 @@ def admin_app(runtime: Runtime) -> web.Application:
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics_of(runtime))
     app.router.add_get("/admin/config", _guarded(_config))
-    app.router.add_post("/admin/explain", _guarded(_explain))
+    app.router.add_post("/admin/explain", _guarded(_explain), expect_handler=leave_to_read_body)
     add_no_such_path(app)
     return app
 
@@ -72,12 +73,10 @@ async def _explain(request: web.Request) -> web.Response:
     """What would happen to this very request, headers and body, at the data listener. Calls no one."""
     runtime = request.app[RUNTIME]
     try:
-        body = read_chat(await request.read())
+        body = read_chat(await read_body(runtime, request))
         # Who may ask here may ask for anyone.
         caller = Caller("", (), is_trusted=True)
         return _json(explain(runtime.plan, request.headers, body, caller, now_s=time.time()))
-    except web.HTTPRequestEntityTooLarge:
-        return error_reply(Refused("body_too_large", f"the body is over {runtime.server.max_body_bytes} bytes"))
     except GatewayError as error:
         return error_reply(error)
 

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from gateway.domain.errors import Refused
-from gateway.edge.admit import expect_continue
+from gateway.edge.admit import leave_to_read_body
 from gateway.edge.chat import chat
 from gateway.edge.models import list_models, show_model
 from gateway.edge.replies import error_reply
@@ -16,7 +16,7 @@ def data_app(runtime: Runtime) -> web.Application:
     """Everything under /v1."""
     app = web.Application(client_max_size=runtime.server.max_body_bytes)
     app[RUNTIME] = runtime
-    app.router.add_post(CHAT_PATH, chat, expect_handler=expect_continue)
+    app.router.add_post(CHAT_PATH, chat, expect_handler=leave_to_read_body)
     app.router.add_get("/v1/models", list_models)
     # A model's name may hold slashes and colons.
     app.router.add_get("/v1/models/{id:.+}", show_model)
@@ -26,20 +26,19 @@ def data_app(runtime: Runtime) -> web.Application:
 
 def add_no_such_path(app: web.Application) -> None:
     """Last of all: 404 or 405 in OpenAI's shape for what no route takes."""
-    allowed: dict[str, set[str]] = {}
-    for route in app.router.routes():
-        if route.resource is not None:
-            allowed.setdefault(route.resource.canonical, set()).add(route.method)
+    resources = list(app.router.resources())
 
     async def no_such_path(request: web.Request) -> web.Response:
-        methods = allowed.get(request.path)
-        if methods is None:
+        methods: set[str] = set()
+        for resource in resources:
+            methods |= (await resource.resolve(request))[1]
+        if not methods:
             return error_reply(Refused("not_found", "there is no such path here"))
         listed = ", ".join(sorted(methods))
         return error_reply(Refused("method_not_allowed", f"this path takes {listed}", headers={"Allow": listed}))
 
-    app.router.add_route("*", "/{path:.*}", no_such_path, expect_handler=expect_continue)
-    # CONNECT and `OPTIONS *` have targets that no path pattern matches.
+    # CONNECT and `OPTIONS *` have targets that no path pattern matches; the listener answers those.
+    app.router.add_route("*", "/{path:.*}", no_such_path, expect_handler=leave_to_read_body)
     app.on_response_prepare.append(_hide_server)
 
 

@@ -10,14 +10,16 @@ apart.
 import asyncio
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
-from aiohttp import http_parser, web
+from aiohttp import StreamReader, http_parser, web
+from aiohttp.http import RawRequestMessage
 
 from gateway.domain.errors import Refused
 from gateway.domain.reading import Address
 from gateway.domain.settings import Server
-from gateway.edge.replies import error_reply
+from gateway.edge.replies import JSON, SERVER_NAME, error_reply
 
 log = logging.getLogger("gateway.listener")
 SWEEP_S = 1.0
@@ -34,13 +36,15 @@ def require_c_parser() -> None:
 class Connection(web.RequestHandler):
     """aiohttp's server protocol with our error replies and a deadline for the head of each request."""
 
-    __slots__ = ("head_since_s", "listener")
+    __slots__ = ("_body", "head_since_s", "listener")
 
     def __init__(self, listener: "Listener", manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.listener = listener
         # Loop time at which the first byte of an unfinished head came; None between requests.
         self.head_since_s: float | None = None
+        # The body of the request that was parsed last.
+        self._body: StreamReader | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -51,12 +55,28 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        seen = self._request_count
         super().data_received(data)
-        if self._request_count != seen or self._current_request is not None:
+        if self._messages:
+            self._note_body(*self._messages[-1])
+        # Only a connection that waits for a request can be in the middle of a head; what comes while one is served is
+        # its body, and a head that follows in the same breath is timed from its next byte.
+        if self._waiter is None or self._waiter.done():
             self.head_since_s = None
-        elif self.head_since_s is None:
+        elif data and self.head_since_s is None:
             self.head_since_s = self._loop.time()
+
+    def turn_away(self, reply: bytes) -> None:
+        """Close with these last words."""
+        if self.transport is not None:
+            self.transport.write(reply)
+        self.force_close()
+
+    def _note_body(self, message: Any, body: StreamReader) -> None:
+        """Remember the latest body; where its framing turns out broken, tell who reads it, which aiohttp does not."""
+        if isinstance(message, RawRequestMessage):
+            self._body = body
+        elif self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("the framing is broken"))
 
     def handle_error(
         self,
@@ -75,6 +95,18 @@ class Connection(web.RequestHandler):
             reply = error_reply(Refused("internal_error", "internal error"))
         reply.force_close()
         return reply
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send a reply; where it is one of aiohttp's own, such as the 404 to `OPTIONS *`, ours goes in its place."""
+        if isinstance(resp, web.HTTPException):
+            if resp.status == 404:
+                resp = error_reply(Refused("not_found", "there is no such path here"))
+            else:
+                resp = error_reply(Refused("bad_request", "the request is not valid HTTP"))
+                resp.force_close()
+        return await super().finish_response(request, resp, start_time)
 
 
 class Listener:
@@ -129,9 +161,8 @@ class Listener:
         """A connection came; beyond the limit it is closed at once, before it costs anything."""
         self._connections.add(connection)
         self._count(len(self._connections))
-        if len(self._connections) > self._settings.max_connections and connection.transport is not None:
-            connection.transport.write(_full())
-            connection.force_close()
+        if len(self._connections) > self._settings.max_connections:
+            connection.turn_away(_TOO_MANY)
 
     def closed(self, connection: Connection) -> None:
         """A connection went."""
@@ -157,24 +188,30 @@ class Listener:
         )
 
     async def _sweep(self) -> None:
-        """Every second, close those whose head has been coming for too long."""
+        """Every second or so, close those whose head has been coming for too long."""
         loop = asyncio.get_running_loop()
+        limit_s = self._settings.head_timeout_s
         while True:
-            await asyncio.sleep(SWEEP_S)
-            latest_s = loop.time() - self._settings.head_timeout_s
+            await asyncio.sleep(min(SWEEP_S, limit_s))
+            latest_s = loop.time() - limit_s
             for connection in list(self._connections):
                 if connection.head_since_s is not None and connection.head_since_s < latest_s:
-                    connection.force_close()
+                    connection.turn_away(_TOO_SLOW)
 
 
-def _full() -> bytes:
-    """The whole reply to a connection too many, as bytes: there is no request that aiohttp could answer."""
-    body = Refused("overloaded", "too many connections").encode()
+def _as_bytes(error: Refused) -> bytes:
+    """A whole reply, for where there is no request that aiohttp could answer."""
+    body = error.encode()
     head = (
-        "HTTP/1.1 503 Service Unavailable",
-        "Content-Type: application/json",
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        f"Server: {SERVER_NAME}",
+        f"Content-Type: {JSON}",
         f"Content-Length: {len(body)}",
-        "Retry-After: 1",
+        *(f"{name}: {value}" for name, value in error.headers.items()),
         "Connection: close",
     )
     return "\r\n".join((*head, "", "")).encode() + body
+
+
+_TOO_MANY = _as_bytes(Refused("overloaded", "too many connections", headers={"Retry-After": "1"}))
+_TOO_SLOW = _as_bytes(Refused("request_timeout", "the head did not arrive in time"))

@@ -29,7 +29,9 @@ class Journal:
         # 0600: records tell who used what and when.
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._encoder = msgspec.json.Encoder()
-        self._mend()
+        # A crash may have left a line without its end.
+        size = os.fstat(self._fd).st_size
+        self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     @property
     def path(self) -> Path:
@@ -39,28 +41,23 @@ class Journal:
     def append(self, record: CallRecord) -> None:
         """Write one record. Raises `Refused` with journal_unavailable where the disk does not take it whole."""
         data = self._encoder.encode(record)
-        line = b"%08x %b\n" % (crc32(data), data)
+        # The newline in front parts a torn line from this one.
+        line = b"%b%08x %b\n" % (b"\n" if self._is_torn else b"", crc32(data), data)
         try:
             written = os.write(self._fd, line)
+            self._is_torn = written != len(line)
             if self._fsync:
                 os.fsync(self._fd)
         except OSError as error:
             raise Refused("journal_unavailable", f"the journal cannot be written: {error.strerror}") from error
-        if written != len(line):
-            # A full disk took a part. The newline keeps the next line apart from the torn one.
-            os.write(self._fd, b"\n")
+        # A full disk takes a part, and most likely no newline either; the next line brings it.
+        if self._is_torn:
             raise Refused("journal_unavailable", "the journal's disk is full")
 
     def close(self) -> None:
         """Flush to the disk and close."""
         os.fsync(self._fd)
         os.close(self._fd)
-
-    def _mend(self) -> None:
-        """Part a torn last line, left by a crash, from what comes now."""
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
 
 
 class Torn(msgspec.Struct, frozen=True):

@@ -1,0 +1,69 @@
+"""A record survives its way to the journal and back, and stays readable when fields are added later."""
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.domain.call import Attempt, CallRecord
+from gateway.domain.errors import FaultKind
+from gateway.domain.money import Usage
+
+COUNTS = st.integers(0, 2**31)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+MILLISECONDS = st.floats(0, 1e7)
+ATTEMPTS = st.builds(
+    Attempt,
+    ref=TEXTS,
+    started_ms=COUNTS,
+    duration_ms=MILLISECONDS,
+    status=st.integers(0, 599),
+    fault=st.none() | st.sampled_from(FaultKind),
+    cost_nusd=st.integers(0, 2**53),
+)
+RECORDS = st.builds(
+    CallRecord,
+    id=TEXTS,
+    at_ms=st.integers(0, 2**53),
+    env=TEXTS,
+    agent=TEXTS,
+    variant=st.sampled_from([None, "finetuned", "baseline"]),
+    bucket=st.none() | st.integers(0, 9_999),
+    share_bps=st.none() | st.integers(0, 10_000),
+    user=TEXTS,
+    stream=st.booleans(),
+    attempts=st.lists(ATTEMPTS, max_size=3),
+    status=st.integers(0, 599),
+    usage=st.none() | st.builds(Usage, prompt_tokens=COUNTS, completion_tokens=COUNTS),
+    cost_nusd=st.integers(0, 2**53),
+    cost_basis=st.sampled_from(["exact", "bound", "none"]),
+    duration_ms=MILLISECONDS,
+    first_chunk_ms=st.none() | MILLISECONDS,
+    client_left=st.booleans(),
+)
+
+
+@given(RECORDS)
+def test_a_record_comes_back_as_it_was(record: CallRecord) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(record), type=CallRecord) == record
+
+
+def test_what_is_at_its_default_takes_no_room() -> None:
+    record = CallRecord(id="c1", at_ms=1, env="dev")
+    assert msgspec.json.encode(record) == b'{"id":"c1","at_ms":1,"env":"dev"}'
+
+
+def test_a_bucket_of_zero_is_not_mistaken_for_none() -> None:
+    record = CallRecord(id="c1", at_ms=1, env="dev", bucket=0, share_bps=0, first_chunk_ms=0.0)
+    again = msgspec.json.decode(msgspec.json.encode(record), type=CallRecord)
+    assert (again.bucket, again.share_bps, again.first_chunk_ms) == (0, 0, 0.0)
+
+
+def test_an_older_gateway_reads_a_newer_record() -> None:
+    found = msgspec.json.decode(b'{"id":"c1","at_ms":1,"env":"dev","of_tomorrow":{"x":1}}', type=CallRecord)
+    assert found.id == "c1"
+
+
+def test_records_do_not_share_their_attempts() -> None:
+    first, second = CallRecord(id="a", at_ms=1, env="dev"), CallRecord(id="b", at_ms=1, env="dev")
+    first.attempts.append(Attempt(ref="x", started_ms=0))
+    assert second.attempts == []

@@ -1,0 +1,153 @@
+"""policies/*.toml: a cap that could not hold, or a key that could not open, is found before it is relied on."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gateway.domain.policy import Policy, check_policy
+from gateway.domain.reading import Problem, read_struct
+from gateway.domain.settings import Agent, Settings, Upstream
+
+POLICIES = Path(__file__).parents[2] / "policies"
+SETTINGS = Settings(
+    upstreams={"simulator": Upstream(kind="simulator")},
+    agents={name: Agent(finetuned="simulator/a", baseline="simulator/b") for name in ("qa_agent", "legal_agent")},
+)
+HASH = "ab" * 32
+
+
+def read(text: str) -> tuple[Policy | None, list[Problem]]:
+    problems: list[Problem] = []
+    return read_struct(Policy, tomllib.loads(text), "", problems), problems
+
+
+def checked(text: str) -> dict[str, str]:
+    policy, problems = read(text)
+    assert policy is not None, problems
+    return {problem.key: f"{problem.found} {problem.fix}" for problem in check_policy(policy, SETTINGS)}
+
+
+@pytest.mark.parametrize("env", ["dev", "staging", "production"])
+def test_the_shipped_policies_have_no_problem(env: str) -> None:
+    assert checked((POLICIES / f"{env}.toml").read_text().replace("${SLACK_WEBHOOK_URL:-}", "")) == {}
+
+
+def test_production_is_what_the_mission_says() -> None:
+    policy, _ = read((POLICIES / "production.toml").read_text())
+    assert policy is not None
+    assert (policy.models.use_finetuned, policy.models.fallback_enabled) == (True, True)
+    assert (policy.ab_testing.enabled, policy.ab_testing.rollout_percentage) == (True, 10.0)
+    assert [(cap.scope, cap.per, cap.usd, cap.warn_at) for cap in policy.caps] == [
+        ("global", "hour", 20 * 10**9, (0.25, 0.5, 0.83)),
+        ("global", "day", 200 * 10**9, (0.25, 0.5, 0.83)),
+    ]
+    assert policy.alerting.enabled
+
+
+def test_an_empty_policy_is_a_good_one() -> None:
+    assert checked("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said"),
+    [
+        ('[models]\nupstream = "simulatr"', "models.upstream", 'known: simulator; did you mean "simulator"?'),
+        ("[models]\nuse_finetuned = false\n[ab_testing]\nenabled = true", "ab_testing.enabled", "nothing to test"),
+        ('[[caps]]\nper = "hour"', "caps[0]", "exactly one of usd, requests, tokens"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\ntokens = 5', "caps[0]", "usd and tokens wants exactly one"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [0.5, 0.25]', "caps[0].warn_at", "shares must rise"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agent = ["qa_agnet"]', "caps[0].only.agent", 'mean "qa_agent"?'),
+        ('[[keys]]\nname = "a b"\nsha256 = "' + HASH + '"', "keys[0].name", "wants a name of its own"),
+        ('[[keys]]\nname = "a"\nsha256 = "' + HASH[:-1] + '"', "keys[0].sha256", "64 hex digits"),
+        ('[[keys]]\nname = "a"\nsha256 = "' + HASH.upper() + '"', "keys[0].sha256", "64 hex digits"),
+        ('[[keys]]\nname = "a"\nsha256 = "' + HASH + '"\nagents = ["nobody"]', "keys[0].agents", "no such agent"),
+    ],
+)
+def test_each_problem_names_its_key_and_the_remedy(text: str, key: str, said: str) -> None:
+    found = checked(text)
+    assert list(found) == [key]
+    assert said in found[key]
+
+
+def test_a_key_in_the_place_of_its_hash_is_not_shown() -> None:
+    assert "sk-secret" not in str(checked('[[keys]]\nname = "a"\nsha256 = "sk-secret"'))
+
+
+def test_two_keys_may_not_share_a_name() -> None:
+    keys = "".join(f'[[keys]]\nname = "a"\nsha256 = "{hash_ * 32}"\n' for hash_ in ("ab", "cd"))
+    assert list(checked(keys)) == ["keys[1].name"]
+
+
+def test_two_caps_on_the_same_thing_are_refused_and_on_different_things_are_not() -> None:
+    def caps(*lines: str) -> dict[str, str]:
+        return checked("".join(f"[[caps]]\n{line}\n" for line in lines))
+
+    base = 'per = "hour"\nusd = "1"'
+    assert list(caps(base, base.replace('"1"', '"2"'))) == ["caps[1]"]
+    agents = '\nonly.agent = ["qa_agent", "legal_agent"]'
+    assert list(caps(base + agents, base + '\nonly.agent = ["legal_agent", "qa_agent"]')) == ["caps[1]"]
+    others = [base + agents, base + '\nscope = "user"', 'per = "day"\nusd = "1"', 'per = "hour"\nrequests = 1']
+    assert caps(base, *others) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[[caps]]\nper = "hours"\nusd = "1"', "caps[0].per"),
+        ('[[caps]]\nusd = "1"', "caps[0].per"),
+        ('[[caps]]\nper = "hour"\nusd = 0.5', "caps[0].usd"),
+        ('[[caps]]\nper = "hour"\nusd = "-1"', "caps[0].usd"),
+        ('[[caps]]\nper = "hour"\nrequests = 0', "caps[0].requests"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "team"', "caps[0].scope"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agnet = ["qa_agent"]', "caps[0].only.agnet"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agent = "qa_agent"', "caps[0].only.agent"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [0]', "caps[0].warn_at"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [1.1]', "caps[0].warn_at"),
+        ("[ab_testing]\nrollout_percentage = 101", "ab_testing.rollout_percentage"),
+        ("[ab_testing]\nrollout_percentage = -1", "ab_testing.rollout_percentage"),
+        ("[ab_testing]\nrollout_percentage = nan", "ab_testing.rollout_percentage"),
+        ("[limits]\nn = 0", "limits.n"),
+        ("[limits]\ntemperature = 2.1", "limits.temperature"),
+        ('[models]\nunknown_agent = "ignore"', "models.unknown_agent"),
+        ("[overrides]\nvarient = true", "overrides.varient"),
+        ('[log]\nlevel = "trace"', "log.level"),
+    ],
+)
+def test_what_the_types_refuse(text: str, key: str) -> None:
+    policy, problems = read(text)
+    assert policy is None
+    assert [problem.key for problem in problems] == [key]
+
+
+def test_all_problems_come_at_once() -> None:
+    found = checked(
+        """
+        [models]
+        use_finetuned = false
+        upstream = "nowhere"
+        [ab_testing]
+        enabled = true
+        [[caps]]
+        per = "hour"
+        [[caps]]
+        per = "day"
+        usd = "1"
+        warn_at = [0.9, 0.1]
+        only.agent = ["nobody", "qa_agent", "no one"]
+        [[keys]]
+        name = ""
+        sha256 = ""
+        agents = ["nobody"]
+        """
+    )
+    assert list(found) == [
+        "models.upstream", "ab_testing.enabled", "caps[0]", "caps[1].warn_at", "caps[1].only.agent", "keys[0].name",
+        "keys[0].sha256", "keys[0].agents",
+    ]  # fmt: skip
+
+
+def test_a_slack_address_is_a_secret() -> None:
+    policy, _ = read('[alerting]\nslack_webhook = "https://hooks.example/T0/B0/secret"')
+    assert policy is not None
+    assert "secret" not in repr(policy)
