@@ -41,10 +41,10 @@ help: ## list the targets
 run: .venv/.run ## start the gateway; without any key it serves the built-in simulator
 	$(BIN)/gateway serve $(ARGS)
 
-demo: .venv/.dev ## ask 160 questions through the real openai SDK and print the table
+demo: .venv/.dev ## ask the 80 MT-bench questions as 200 users through the real openai SDK
 	$(BIN)/gateway demo $(ARGS)
 
-bench: .venv/.dev ## measure CPU per request beside a naive proxy
+bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 	$(BIN)/python -m bench $(ARGS)
 
 # --- prove ------------------------------------------------------------------

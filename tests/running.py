@@ -126,6 +126,7 @@ async def running_gateway(
     config: str = PRICES,
     environ: Mapping[str, str] | None = None,
     simulated: SimulatorSettings = AT_ONCE,
+    data: str = "127.0.0.1:0",
 ) -> AsyncIterator[RunningGateway]:
     """A gateway from these texts, served until the block ends.
 
@@ -136,7 +137,7 @@ async def running_gateway(
     tables = {"sim": simulator.base_url, **(upstreams or {})}
     fixed = "\n".join(
         [
-            f'[server]\ndata = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\ndrain_s = 0.1\n{server}',
+            f'[server]\ndata = "{data}"\nadmin = "127.0.0.1:0"\ndrain_s = 0.1\n{server}',
             f'[journal]\ndir = "{tmp_path / "journal"}"',
             *(f"[upstreams.{name}]\n{_upstream(lines)}" for name, lines in tables.items()),
             agents,

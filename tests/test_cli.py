@@ -379,14 +379,6 @@ def process(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def test_the_module_is_the_command() -> None:
-    done = process("check", GATEWAY_ENV="production")
-    assert done.returncode == 1
-    assert "policies/dev.toml: ok" in done.stdout
-    assert "MISTRAL_API_KEY" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def serve_where_someone_is(admin_url: str, state: Path) -> subprocess.CompletedProcess[str]:
     """Start with an admin address that is taken."""
     address = admin_url.removeprefix("http://")

@@ -162,7 +162,7 @@ def test_every_setting_is_documented(struct: type) -> None:
 
 def test_every_documented_setting_exists() -> None:
     known = {key for struct in (Settings, Policy, Routing) for key in settings_of(struct)}
-    text = (ROOT / "docs" / "configuration.md").read_text()
+    text = (ROOT / "docs" / "configuration.md").read_text().partition("\n## config.toml")[2]
     rows = re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)
     assert rows
     assert not [row for row in rows if row not in known]

@@ -189,8 +189,7 @@ def check_settings(settings: Settings) -> list[Problem]:
         fix = "edges must rise, and there must be one"
         problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
     if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
-        shown_url = settings.store.url.rpartition("@")[2]
-        wrong("store.url", shown_url, "use sqlite:///path or postgresql://...")
+        wrong("store.url", _without_secrets(settings.store.url), "use sqlite:///path or postgresql://...")
     return problems
 
 
@@ -199,8 +198,7 @@ def _check_upstream(key: str, upstream: Upstream, wrong: Callable[[str, str, str
         if upstream.base_url:
             wrong(f"{key}.base_url", upstream.base_url, "the simulator chooses its own address; leave it out")
         return
-    # What stands before an @ or after a ? may be a secret, so it is not shown.
-    shown_url = re.sub(r"//.*@|[?#].*", "***", upstream.base_url, flags=re.DOTALL)
+    shown_url = _without_secrets(upstream.base_url)
     try:
         url = urlsplit(upstream.base_url)
         is_http = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -213,3 +211,8 @@ def _check_upstream(key: str, upstream: Upstream, wrong: Callable[[str, str, str
         wrong(f"{key}.base_url", shown_url, "a password belongs into api_key, not into the address")
     if url.query or url.fragment:
         wrong(f"{key}.base_url", shown_url, "must not hold a query or a fragment")
+
+
+def _without_secrets(url: str) -> str:
+    """What stands before an @ or after a ? may be a secret, so it is not shown."""
+    return re.sub(r"//.*@|[?#].*", "***", url, flags=re.DOTALL)

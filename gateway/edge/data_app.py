@@ -6,7 +6,7 @@ from gateway.domain.errors import Refused
 from gateway.edge.admit import leave_to_read_body
 from gateway.edge.chat import chat
 from gateway.edge.models import list_models, show_model
-from gateway.edge.replies import error_reply
+from gateway.edge.replies import SERVER_NAME, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
 
 CHAT_PATH = "/v1/chat/completions"
@@ -43,4 +43,4 @@ def add_no_such_path(app: web.Application) -> None:
 
 
 async def _hide_server(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "genesis-gateway"
+    response.headers["Server"] = SERVER_NAME

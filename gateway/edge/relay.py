@@ -93,7 +93,7 @@ class Relay:
             raise stream_error(self._tap.error)
         if self._tap.finish_reason == "error":
             raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
-        return answer is None or bool(answer.choices) or self._wants_usage or self._tap.usage is None
+        return bool(answer.choices) or self._wants_usage or self._tap.usage is None
 
     async def _read(self) -> list[bytes] | None:
         """The next events, within the stall limit and the call's deadline; the wait is not our overhead."""

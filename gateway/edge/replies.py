@@ -3,26 +3,18 @@
 from aiohttp import web
 
 from gateway.domain.errors import GatewayError
-from gateway.domain.money import format_usd
 
 JSON = "application/json"
 # In the place of aiohttp's own, which tells strangers which version to attack.
 SERVER_NAME = "genesis-gateway"
 
 
-def error_reply(error: GatewayError, request_id: str = "", headers: dict[str, str] | None = None) -> web.Response:
+def error_reply(error: GatewayError, headers: dict[str, str] | None = None) -> web.Response:
     """An error as the OpenAI SDKs read it."""
     sent = {"Server": SERVER_NAME, **(headers or {}), **error.headers}
-    if request_id:
-        sent["x-request-id"] = request_id
     return web.Response(body=error.encode(), status=error.status, content_type=JSON, headers=sent)
 
 
 def header_text(text: str) -> str:
     """Any text as a header value: printable ASCII, with `?` for what is not."""
     return "".join(char if " " <= char <= "~" else "?" for char in text)
-
-
-def usd_header(nusd: int) -> str:
-    """An amount as the headers show it."""
-    return format_usd(nusd)

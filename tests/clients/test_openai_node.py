@@ -46,10 +46,18 @@ def _install(manifests: list[Path], home: Path) -> None:
         with tempfile.TemporaryDirectory(dir=home.parent) as name:
             for manifest in manifests:
                 shutil.copy(manifest, name)
-            command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            command = [
+                "npm",
+                "ci",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                "--fetch-retries=0",
+                "--loglevel=error",
+            ]
             done = subprocess.run(command, cwd=name, capture_output=True, text=True, timeout=INSTALL_S, check=False)
             if done.returncode != 0:
-                pytest.skip(f"npm could not install the openai package: {done.stderr.strip()[-300:]}")
+                pytest.skip(f"npm could not install the openai package: {' '.join(done.stderr.split())[:200]}")
             shutil.copytree(name, home, dirs_exist_ok=True)
     except (OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"the openai package for Node could not be installed: {error}")

@@ -152,13 +152,13 @@ def test_usage_beside_the_finish_reason() -> None:
     assert (tap.finish_reason, tap.usage) == ("stop", Usage(prompt_tokens=3, completion_tokens=2))
 
 
-def test_a_plain_chunk_is_not_parsed_and_any_other_is() -> None:
+def test_malformed_json_in_the_middle_is_noticed_however_plain_it_looks() -> None:
     tap = tapped(chunk({"role": "assistant"}))
-    assert tap.look(chunk({"content": "plain"})) is None
-    assert tap.look(chunk({"content": "plain"}, usage=None)) is None
-    assert tap.look(chunk({"content": "x"}, usage=USAGE)) is not None
-    assert tap.look(chunk({"content": "x"}, "stop")) is not None
-    assert tap.look(chunk({"content": "x"}).replace(b",", b", ").replace(b":null", b": null")) is None
+    good = chunk({"content": "plain"})
+    for bad in (good[:-1], good.replace(b'"plain"', b'"plain'), good.replace(b'"plain"', b"plain"), good + b"}"):
+        with pytest.raises(UpstreamFault):
+            tap.look(bad)
+    assert tap.look(good).choices
 
 
 TRICKS = [
