@@ -1,0 +1,235 @@
+"""The table a load compiles: which models each arm may use, under each environment, at which price."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.decide.assign import bucket_of
+from gateway.decide.plan import MAX_TOKENS_IF_UNSET, RAW_AGENT, Assignment, Plan, upstreams_in_use
+from gateway.domain.errors import Refused
+from gateway.domain.money import Price
+from gateway.domain.policy import Policy
+from gateway.domain.settings import Settings
+from tests.planning import CONFIG, plan_of, read, shipped, shipped_plan
+
+EXPERIMENT = "[ab_testing]\nenabled = true\nrollout_percentage = "
+USERS = [f"user-{number}" for number in range(2_000)]
+
+
+def refs(assignment: Assignment) -> list[str]:
+    return [target.ref for target in assignment.chain]
+
+
+def assigned(plan: Plan, user: str = "u1", agent: str = "qa_agent", **how: object) -> Assignment:
+    return plan.assign(plan.agents[agent], user, **how)  # type: ignore[arg-type]
+
+
+# --- The shipped environments ----------------------------------------------------------------------------------------
+
+
+def test_dev_serves_the_baseline_to_everyone_from_the_simulator() -> None:
+    plan = shipped_plan("dev")
+    assert len(plan.agents) == 5
+    for agent in plan.agents.values():
+        for user in ["", *USERS[:50]]:
+            assignment = plan.assign(agent, user)
+            assert (assignment.variant, assignment.variant_from) == ("baseline", "policy")
+            assert refs(assignment) == ["mistral/open-mistral-7b", "mistral/mistral-small-latest"]
+            assert {(target.upstream, target.kind) for target in assignment.chain} == {("simulator", "simulator")}
+
+
+def test_staging_serves_the_finetuned_model_to_everyone() -> None:
+    plan = shipped_plan("staging")
+    for agent in plan.agents.values():
+        for user in ["", *USERS[:50]]:
+            assignment = plan.assign(agent, user)
+            assert (assignment.variant, assignment.variant_from) == ("finetuned", "policy")
+            assert assignment.chain[0].ref.startswith("mistral/ft:open-mistral-7b:")
+            assert refs(assignment)[1:] == ["mistral/open-mistral-7b", "mistral/mistral-small-latest"]
+
+
+def test_production_serves_it_to_a_tenth_of_the_users_and_to_nobody_without_a_name() -> None:
+    plan = shipped_plan("production")
+    for agent in plan.agents.values():
+        assert agent.share_bps == 1_000
+        nobody = plan.assign(agent, "")
+        assert (nobody.variant, nobody.variant_from, nobody.bucket) == ("baseline", "no user", None)
+        arms = [plan.assign(agent, user) for user in USERS]
+        assert {arm.variant_from for arm in arms} == {"experiment"}
+        treated = [arm for arm in arms if arm.variant == "finetuned"]
+        assert 150 < len(treated) < 250
+        assert all(arm.bucket is not None and arm.bucket < 1_000 for arm in treated)
+        assert all(arm.bucket is not None and arm.bucket >= 1_000 for arm in arms if arm.variant == "baseline")
+
+
+def test_the_shipped_models_have_prices_where_the_project_names_them() -> None:
+    plan = shipped_plan("production")
+    for agent in plan.agents.values():
+        finetuned, baseline = agent.finetuned[:2]
+        assert finetuned.price is not None
+        assert baseline.price is not None
+        assert (finetuned.price.input_nusd_per_mtok, baseline.price.output_nusd_per_mtok) == (8 * 10**8, 2 * 10**8)
+
+
+# --- Chains ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "variant", "allow_fallback", "chain"),
+    [
+        ("", "finetuned", True, ["mistral/ft:qa", "mistral/base", "openai/gpt-4o", "sim/small"]),
+        ("", "baseline", True, ["mistral/base", "openai/gpt-4o", "sim/small"]),
+        ("", "finetuned", False, ["mistral/ft:qa"]),
+        ("", "baseline", False, ["mistral/base"]),
+        ("models.fallback_enabled = false", "finetuned", True, ["mistral/ft:qa"]),
+        ("models.fallback_enabled = false", "baseline", True, ["mistral/base"]),
+    ],
+)
+def test_chains_with_and_without_fallback(policy: str, variant: str, allow_fallback: bool, chain: list[str]) -> None:
+    assignment = assigned(plan_of(policy), variant=variant, allow_fallback=allow_fallback)
+    assert refs(assignment) == chain
+
+
+def test_an_agent_without_further_models_falls_back_on_the_baseline_only() -> None:
+    plan = plan_of()
+    assert refs(assigned(plan, agent="legal_agent")) == ["mistral/ft:legal", "mistral/base"]
+    assert refs(assigned(plan, agent="legal_agent", variant="baseline")) == ["mistral/base"]
+
+
+def test_a_redirect_keeps_names_and_prices() -> None:
+    straight, redirected = plan_of(), plan_of('models.upstream = "sim"')
+    for ours, theirs in zip(straight.agents["qa_agent"].finetuned, redirected.agents["qa_agent"].finetuned, strict=True):
+        assert (theirs.ref, theirs.model, theirs.price) == (ours.ref, ours.model, ours.price)
+        assert (theirs.upstream, theirs.kind) == ("sim", "simulator")
+
+
+def test_litellm_s_map_prices_what_the_files_do_not() -> None:
+    known = Price(input_nusd_per_mtok=1, output_nusd_per_mtok=2, source="litellm")
+    plan = plan_of(litellm_map={"gpt-4o": known})
+    by_ref = {target.ref: target.price for target in plan.agents["qa_agent"].finetuned}
+    assert by_ref["openai/gpt-4o"] == known
+    assert by_ref["sim/small"] is None
+
+
+def test_an_agent_s_own_price_holds_for_its_own_two_models_only() -> None:
+    own = """
+    [agents.qa_agent.prices.baseline]
+    input_usd_per_mtok = "9"
+    output_usd_per_mtok = "9"
+    """
+    plan = plan_of(config=CONFIG + own)
+    prices = {name: agent.baseline[0].price for name, agent in plan.agents.items()}
+    assert {name: price and price.input_nusd_per_mtok for name, price in prices.items()} == {
+        "qa_agent": 9 * 10**9,
+        "legal_agent": 2 * 10**8,
+    }
+
+
+# --- Arms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("percent", "share_bps"), [("10", 1_000), ("0", 0), ("100", 10_000), ("0.01", 1), ("33.33", 3_333), ("12.5", 1_250)]
+)
+def test_a_share_in_percent_becomes_hundredths_of_it(percent: str, share_bps: int) -> None:
+    assert plan_of(EXPERIMENT + percent).agents["qa_agent"].share_bps == share_bps
+
+
+def test_the_salt_is_the_agent_s_name_where_none_is_set() -> None:
+    plan = plan_of(EXPERIMENT + "50")
+    assert [agent.salt for agent in plan.agents.values()] == ["qa_agent", "legal-2"]
+    assert assigned(plan, "u1").bucket == bucket_of("qa_agent", "u1") == 129
+    assert assigned(plan, "u1", "legal_agent").bucket == bucket_of("legal-2", "u1")
+
+
+@given(st.floats(0, 100), st.floats(0, 100), st.integers(0, 500))
+def test_raising_the_percentage_never_moves_a_user_back(one: float, other: float, number: int) -> None:
+    low, high = sorted((one, other))
+    before = assigned(plan_of(f"{EXPERIMENT}{low:.4f}"), f"user-{number}")
+    after = assigned(plan_of(f"{EXPERIMENT}{high:.4f}"), f"user-{number}")
+    assert (before.variant, after.variant) != ("finetuned", "baseline")
+
+
+@pytest.mark.parametrize("variant", ["finetuned", "baseline"])
+def test_a_forced_variant_wins_over_the_experiment_and_says_so(variant: str) -> None:
+    plan = plan_of(EXPERIMENT + "50")
+    for user in ("", "u1", "u2"):
+        assignment = assigned(plan, user, variant=variant)
+        assert (assignment.variant, assignment.variant_from) == (variant, "override")
+
+
+def test_a_finetuned_model_cannot_be_forced_where_the_policy_serves_none() -> None:
+    plan = plan_of("models.use_finetuned = false")
+    with pytest.raises(Refused) as caught:
+        assigned(plan, variant="finetuned")
+    assert (caught.value.code, caught.value.status) == ("override_not_allowed", 403)
+    assert assigned(plan, variant="baseline").variant == "baseline"
+
+
+# --- Raw models ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_named_outright_passes_only_where_the_policy_lets_it() -> None:
+    assert plan_of().raw_agent("openai/gpt-4o") is None
+    plan = plan_of("models.allow_raw_models = true")
+    agent = plan.raw_agent("openai/org/gpt-4o")
+    assert agent is not None
+    assert (agent.name, agent.share_bps) == (RAW_AGENT, 0)
+    for user in ("", *USERS[:20]):
+        assignment = plan.assign(agent, user)
+        assert (assignment.variant, refs(assignment)) == ("baseline", ["openai/org/gpt-4o"])
+        assert assignment.chain[0].model == "org/gpt-4o"
+
+
+@pytest.mark.parametrize("ref", ["gpt-4o", "nowhere/gpt-4o", "openai/", "", "/gpt-4o", "OpenAI/gpt-4o"])
+def test_what_names_no_model_of_an_upstream_is_no_raw_model(ref: str) -> None:
+    assert plan_of("models.allow_raw_models = true").raw_agent(ref) is None
+
+
+def test_a_raw_model_is_priced_like_any_other_and_bounded() -> None:
+    agent = plan_of("models.allow_raw_models = true").raw_agent("mistral/base")
+    assert agent is not None
+    assert agent.baseline[0].price is not None
+    assert {name: bytes(value) for name, value in agent.defaults.items()} == {"max_tokens": b"4096"}
+
+
+# --- Defaults and upstreams ------------------------------------------------------------------------------------------
+
+
+def test_every_agent_has_a_limit_on_its_tokens() -> None:
+    agents = plan_of().agents
+    assert {name: bytes(value) for name, value in agents["qa_agent"].defaults.items()} == {
+        "temperature": b"0.7",
+        "max_tokens": b"4096",
+    }
+    assert bytes(agents["legal_agent"].defaults["max_tokens"]) == str(MAX_TOKENS_IF_UNSET).encode()
+
+
+@pytest.mark.parametrize(
+    ("policy", "used"),
+    [
+        ("", {"mistral", "openai", "sim"}),
+        ("models.fallback_enabled = false", {"mistral"}),
+        ("models.use_finetuned = false\nmodels.fallback_enabled = false", {"mistral"}),
+        ('models.upstream = "sim"', {"sim"}),
+        ('models.upstream = "sim"\nmodels.allow_raw_models = true', {"mistral", "openai", "sim"}),
+        ("models.fallback_enabled = false\nmodels.allow_raw_models = true", {"mistral", "openai", "sim"}),
+    ],
+)
+def test_only_upstreams_that_some_call_may_reach_need_their_secrets(policy: str, used: set[str]) -> None:
+    settings, allowed = read(Settings, CONFIG), read(Policy, policy)
+    assert upstreams_in_use(settings, allowed) == used
+
+
+@pytest.mark.parametrize(("env", "used"), [("dev", {"simulator"}), ("staging", {"mistral"}), ("production", {"mistral"})])
+def test_the_upstreams_of_the_shipped_environments(env: str, used: set[str]) -> None:
+    settings, policy = read(Settings, shipped("config.toml")), read(Policy, shipped(f"policies/{env}.toml"))
+    assert upstreams_in_use(settings, policy) == used
+
+
+def test_no_chain_leads_to_an_upstream_that_is_not_in_use() -> None:
+    for policy in ("", "models.use_finetuned = false", "models.fallback_enabled = false", 'models.upstream = "sim"'):
+        used = upstreams_in_use(read(Settings, CONFIG), read(Policy, policy))
+        for agent in plan_of(policy).agents.values():
+            chains = agent.baseline if "use_finetuned" in policy else (*agent.finetuned, *agent.baseline)
+            assert {target.upstream for target in chains} <= used
