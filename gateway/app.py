@@ -40,8 +40,15 @@ class Gateway:
         self.admin: Listener
 
     async def start(self) -> None:
-        """Serve. Raises OSError where an address or the journal cannot be had."""
+        """Serve. Raises OSError where an address or the journal cannot be had; nothing is left open then."""
         require_c_parser()
+        try:
+            await self._start()
+        except BaseException:
+            await self._close_pools()
+            raise
+
+    async def _start(self) -> None:
         loaded = self._loaded
         settings = loaded.settings
         await self._make_pools(settings.upstreams)
@@ -103,11 +110,14 @@ class Gateway:
         await self.admin.stop(0.1)
         for task in self._tasks:
             task.cancel()
+        await self._close_pools()
+        runtime.journal.close()
+
+    async def _close_pools(self) -> None:
         for pool in (*self._pools.values(), *self._retired):
             await pool.close()
         for simulator in self._simulators.values():
             await simulator.stop()
-        runtime.journal.close()
 
     def watch(self) -> None:
         """Reload on change and on SIGHUP."""

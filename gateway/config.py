@@ -8,6 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,19 +17,18 @@ import msgspec
 from gateway.decide.plan import Plan, compile_plan, upstreams_in_use
 from gateway.domain.money import Price, format_usd
 from gateway.domain.policy import Policy, check_policy
-from gateway.domain.reading import Problem, Usd, nearest, read_struct
+from gateway.domain.reading import Problem, Usd, join, nearest, read_struct
 from gateway.domain.rules import Routing, check_routing
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Settings, check_settings
+from gateway.domain.variables import Expansion, Missing, is_reference, use_key_variables
 
 T = TypeVar("T")
 
 DEFAULT_ENV = "dev"
 ENV_VARIABLES = ("GATEWAY_ENV", "GENESIS_ENV")
 ROUTING_FILE = "routing.toml"
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _KEY_PART = re.compile(r'"([^"]*)"|([^.\[\]"]+)')
-_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Paths(NamedTuple):
@@ -57,19 +57,12 @@ class Loaded(NamedTuple):
     plan: Plan
 
 
-class _Missing(NamedTuple):
-    """A variable that is not set, and the upstream in whose table it stands, if it stands in one."""
-
-    variable: str
-    upstream: str
-
-
 class _Table(NamedTuple):
     """A file's table with its variables put in, and the keys whose variable is not set."""
 
     file: str
     table: dict[str, Any]
-    missing: dict[str, _Missing]
+    missing: dict[str, Missing]
 
 
 def environments(policies: Path) -> list[str]:
@@ -121,7 +114,7 @@ def missing_variables(paths: Paths, env: str, loaded: Loaded, environ: Mapping[s
     """The variables this environment needs and this machine does not have."""
     used = upstreams_in_use(loaded.settings, loaded.policy)
     tables = [_read_file(path, environ, []) for path in (paths.config, paths.policies / f"{env}.toml")]
-    return sorted({lack.variable for table in tables if table for lack in _needed(table, used).values()})
+    return sorted({lack.name for table in tables if table for lack in _needed(table, used).values()})
 
 
 def effective(loaded: Loaded) -> dict[str, Any]:
@@ -150,8 +143,9 @@ def look_up(loaded: Loaded, dotted: str) -> Any:
     if depth == 0:
         found = {**whole["policy"], **whole}
     names = range(len(found)) if isinstance(found, list) else sorted(found)
-    known = [_dotted((*parts[:depth], name)) for name in names]
-    hint = nearest(_dotted(tuple(parts[: depth + 1])), known) if isinstance(found, dict) else ""
+    place = reduce(join, parts[:depth], "")
+    known = [join(place, name) for name in names]
+    hint = nearest(join(place, parts[depth]), known) if isinstance(found, dict) else ""
     raise KeyError(f"no setting {dotted!r}{hint or '; known here: ' + (', '.join(known) or 'nothing')}")
 
 
@@ -200,68 +194,12 @@ def _read_file(path: Path, environ: Mapping[str, str], problems: list[Problem]) 
     except tomllib.TOMLDecodeError as error:
         problems.append(Problem(file=str(path), key="file", found="", fix=f"is not TOML: {error}"))
     else:
-        source = _Table(str(path), {}, {})
-        for name, upstream in table.get("upstreams", {}).items() if isinstance(table.get("upstreams"), dict) else ():
-            _use_key_variable(_dotted(("upstreams", name)), upstream, str(path), problems)
-        return source._replace(table=_expand(table, (), environ, source, problems))
+        found = use_key_variables(table)
+        expansion = Expansion(environ)
+        source = _Table(str(path), expansion.expand(table), expansion.missing)
+        problems += [msgspec.structs.replace(problem, file=source.file) for problem in (*found, *expansion.problems)]
+        return source
     return None
-
-
-def _use_key_variable(key: str, upstream: Any, file: str, problems: list[Problem]) -> None:
-    """`api_key_env = "NAME"` is the same as `api_key = "${NAME}"`, and keeps the file free of anything like a key."""
-    variable = upstream.get("api_key_env") if isinstance(upstream, dict) else None
-    if not variable or not isinstance(variable, str):
-        return
-    if not _VARIABLE_NAME.fullmatch(variable):
-        # Not shown: it may be the key itself.
-        fix = "wants the name of an environment variable, such as MISTRAL_API_KEY, not the key itself"
-        problems.append(Problem(file=file, key=f"{key}.api_key_env", found="***", fix=fix))
-        return
-    if "api_key" in upstream:
-        fix = "give api_key or api_key_env, not both"
-        problems.append(Problem(file=file, key=f"{key}.api_key_env", found="", fix=fix))
-    upstream["api_key"] = f"${{{variable}}}"
-
-
-def _expand(
-    value: Any, path: tuple[str | int, ...], environ: Mapping[str, str], source: _Table, problems: list[Problem]
-) -> Any:
-    """`${NAME}` and `${NAME:-default}` put in, in every text; what is not set is noted under its key."""
-    if isinstance(value, dict):
-        return {name: _expand(item, (*path, name), environ, source, problems) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, (*path, index), environ, source, problems) for index, item in enumerate(value)]
-    if not isinstance(value, str) or "${" not in value:
-        return value
-    if "${" in _VARIABLE.sub(lambda match: match[2] or "", value):
-        fix = "holds a ${ that begins no variable; write ${NAME} or ${NAME:-default}, without one in the other"
-        problems.append(Problem(file=source.file, key=_dotted(path), found="", fix=fix))
-        return value
-
-    def put_in(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        # As in a shell: `:-` also covers a variable that is set to nothing.
-        if environ.get(name) or (default is None and name in environ):
-            return environ[name]
-        if default is None:
-            upstream = str(path[1]) if len(path) > 1 and path[0] == "upstreams" else ""
-            source.missing[_dotted(path)] = _Missing(name, upstream)
-            return match[0]
-        return default
-
-    return _VARIABLE.sub(put_in, value)
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    """A place in a file as `Problem.key` writes it."""
-    key = ""
-    for part in path:
-        if isinstance(part, int):
-            key += f"[{part}]"
-        else:
-            plain = part.replace("_", "").replace("-", "").isalnum() and part.isascii()
-            key += ("." if key else "") + (part if plain else f'"{part}"')
-    return key
 
 
 def _read_as(cls: type[T], source: _Table | None, problems: list[Problem]) -> T | None:
@@ -294,7 +232,7 @@ def _not_set(source: _Table, key: str) -> Problem:
     return Problem(file=source.file, key=key, found="", fix=fix)
 
 
-def _needed(source: _Table, used: frozenset[str]) -> dict[str, _Missing]:
+def _needed(source: _Table, used: frozenset[str]) -> dict[str, Missing]:
     """The missing variables that matter: those of an upstream only where the policy sends calls to it."""
     return {key: lack for key, lack in source.missing.items() if not lack.upstream or lack.upstream in used}
 
@@ -314,7 +252,7 @@ def _as_written(value: Any) -> str:
         return format_usd(value)
     if isinstance(value, Secret) and not value:
         return ""
-    if isinstance(value, Secret) and _VARIABLE.fullmatch(value.reveal()):
+    if isinstance(value, Secret) and is_reference(value.reveal()):
         return f"{value.reveal()} (not set)"  # The name of a variable that gave us no secret to hide.
     return str(value)
 

@@ -395,7 +395,6 @@ def test_an_address_in_use_is_said_with_its_remedy_and_is_exit_status_1(admin_ur
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="app.py leaves the pools and simulators open when a listener cannot be had")
 def test_an_address_in_use_is_said_in_one_line(admin_url: str, tmp_path: Path) -> None:
     done = serve_where_someone_is(admin_url, tmp_path)
     assert len(done.stderr.splitlines()) == 1

@@ -96,13 +96,13 @@ def read_struct(cls: type[T], table: Any, key: str, problems: list[Problem]) -> 
         if name not in fields:
             where = f"one of {', '.join(sorted(fields))}"
             fix = f"unknown key{nearest(name, fields)}" if nearest(name, fields) else f"unknown key; {where}"
-            problems.append(Problem(key=_join(key, name), found="", fix=fix))
+            problems.append(Problem(key=join(key, name), found="", fix=fix))
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
-            values[field.name] = _read(field.type, table[name], _join(key, name), problems)
+            values[field.name] = _read(field.type, table[name], join(key, name), problems)
         elif field.required:
-            problems.append(Problem(key=_join(key, name), found="", fix="is missing and has no default"))
+            problems.append(Problem(key=join(key, name), found="", fix="is missing and has no default"))
     return cls(**values) if len(problems) == before else None
 
 
@@ -115,14 +115,14 @@ def _read(kind: Any, value: Any, key: str, problems: list[Problem]) -> Any:
     elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return read_struct(kind, value, key, problems)
     elif origin is list and isinstance(value, list):
-        return [_read(args[0], item, f"{key}[{index}]", problems) for index, item in enumerate(value)]
+        return [_read(args[0], item, join(key, index), problems) for index, item in enumerate(value)]
     elif origin is dict and isinstance(value, Mapping):
         for name in value:
             # The names are the person's own, unless the type lists them.
             if get_origin(args[0]) is Literal and name not in get_args(args[0]):
                 listed, close = ", ".join(get_args(args[0])), nearest(name, get_args(args[0]))
-                problems.append(Problem(key=_join(key, name), found="", fix=f"unknown key; one of {listed}{close}"))
-        return {name: _read(args[1], item, _join(key, name), problems) for name, item in value.items()}
+                problems.append(Problem(key=join(key, name), found="", fix=f"unknown key; one of {listed}{close}"))
+        return {name: _read(args[1], item, join(key, name), problems) for name, item in value.items()}
     try:
         return msgspec.convert(value, kind, dec_hook=_read_leaf)
     except (msgspec.ValidationError, ValueError) as error:
@@ -155,7 +155,9 @@ def _advice(kind: Any, value: Any, error: Exception) -> str:
     return text[:1].lower() + text[1:].replace("`", "")
 
 
-def _join(key: str, name: str) -> str:
-    plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
-    part = name if plain else f'"{name}"'
-    return f"{key}.{part}" if key else part
+def join(key: str, part: str | int) -> str:
+    """A place below `key`: a name, in quotes where TOML would want them, or an index."""
+    if isinstance(part, int):
+        return f"{key}[{part}]"
+    plain = part.replace("_", "").replace("-", "").isalnum() and part.isascii()
+    return (f"{key}." if key else "") + (part if plain else f'"{part}"')

@@ -25,7 +25,18 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:
+            # A lone surrogate, as from a path that is not UTF-8: an odd line is better than none.
+            shown = {
+                name: value if isinstance(value, int | float) else _writable(value) for name, value in line.items()
+            }
+            return msgspec.json.encode(shown).decode()
+
+
+def _writable(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 class PlainLines(logging.Formatter):

@@ -48,7 +48,9 @@ def _names(plan: Plan, caller: Caller) -> list[str]:
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _CREATED_S, "owned_by": "genesis-gateway"}
+    card = {"id": name, "object": "model", "created": _CREATED_S, "owned_by": "genesis-gateway"}
+    # Mistral's own client refuses a card without these two; nobody else minds them.
+    return {**card, "type": "base", "capabilities": {}}
 
 
 def _json(value: Any) -> web.Response:

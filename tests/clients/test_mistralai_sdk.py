@@ -109,11 +109,6 @@ def test_a_wrong_key_is_refused(served: Served) -> None:
     assert caught.value.status_code == 401
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ResponseValidationError,
-    reason='this SDK wants "type": "base" and "capabilities" in every card of /v1/models; edge/models.py sends neither',
-)
 def test_its_list_of_models_names_the_agents(client: Mistral) -> None:
     listed = client.models.list()
     assert listed.data is not None

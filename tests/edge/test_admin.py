@@ -230,7 +230,7 @@ async def test_the_explanation_is_what_the_call_then_does(tmp_path: Path, name: 
         assert {key: seen.body[key] for key in ("temperature", "max_tokens")} == {
             key: found["sent"][key] for key in ("temperature", "max_tokens")
         }
-        assert found["caps"] == ["20 usd per hour, global"] or len(found["caps"]) == 1
+        assert len(found["caps"]) == 1
         assert float(sent["x-gateway-cost-usd"]) <= float(served["at_most_usd"])
 
 

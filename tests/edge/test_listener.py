@@ -276,21 +276,21 @@ QUICK_HEAD = "head_timeout_s = 0.05"
 
 @pytest.mark.parametrize("begun", [b"P", b"POST " + CHAT.encode(), request(body=BODY)[:60], b"\r\n"])
 async def test_a_head_that_stops_is_cut_off(tmp_path: Path, begun: bytes) -> None:
-    async with running_gateway(tmp_path, server=QUICK_HEAD) as gateway:
-        async with (
-            connected(gateway.data_url) as fresh,
-            connected(gateway.data_url) as used,
-            connected(gateway.data_url) as idle,
-        ):
-            await check_ordinary(used)
-            await check_ordinary(idle)
-            for connection in (fresh, used):
-                connection.send(begun)
-            for connection in (fresh, used):
-                check_refusal(await connection.reply(), 408, "request_timeout")
-                assert await connection.rest() == b""
-            # Waiting between requests is not a head that stops.
-            await check_ordinary(idle)
+    async with (
+        running_gateway(tmp_path, server=QUICK_HEAD) as gateway,
+        connected(gateway.data_url) as fresh,
+        connected(gateway.data_url) as used,
+        connected(gateway.data_url) as idle,
+    ):
+        await check_ordinary(used)
+        await check_ordinary(idle)
+        for connection in (fresh, used):
+            connection.send(begun)
+        for connection in (fresh, used):
+            check_refusal(await connection.reply(), 408, "request_timeout")
+            assert await connection.rest() == b""
+        # Waiting between requests is not a head that stops.
+        await check_ordinary(idle)
 
 
 async def test_a_head_that_trickles_gets_no_more_time_for_every_byte(tmp_path: Path) -> None:

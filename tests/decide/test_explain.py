@@ -1,0 +1,156 @@
+"""An explanation is what would happen: the same decisions, and the same refusals."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.decide.explain import Explanation, explain
+from gateway.decide.fill import fill
+from gateway.decide.identify import Caller, identify
+from gateway.decide.plan import Plan
+from gateway.domain.dialects import DIALECTS, translate
+from gateway.domain.errors import Refused
+from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.wire import ChatBody
+from tests.planning import NOW_S, body_of, plan_of, shipped_plan
+
+TRUSTED = Caller("", (), True)
+CAPS = """
+[[caps]]
+per = "hour"
+usd = "20"
+[[caps]]
+per = "day"
+requests = 100
+only.agent = ["legal_agent"]
+[[caps]]
+per = "total"
+tokens = 1000
+only.operation = ["benchmark"]
+[[caps]]
+per = "day"
+usd = "5"
+only.model = ["mistral/ft:qa"]
+"""
+POLICY = "[ab_testing]\nenabled = true\nrollout_percentage = 50\n[overrides]\nvariant = true\nfallback = true\n"
+PLAN = plan_of(POLICY + "[limits]\nmax_tokens = 2000\ntemperature = 1.0\n" + CAPS)
+
+
+def explained(body: ChatBody, headers: dict[str, str] | None = None, plan: Plan = PLAN) -> Explanation:
+    return explain(plan, headers or {}, body, TRUSTED, now_s=NOW_S)
+
+
+def test_one_call_in_full() -> None:
+    found = explained(body_of("read this contract", model="auto", user="u1", max_tokens=9_000, seed=7))
+    assert (found.env, found.agent, found.agent_from, found.rule) == ("test", "legal_agent", "rule", "law")
+    assert "speaks of law" in found.why
+    assert (found.share_percent, found.variant_from) == (50.0, "experiment")
+    assert (found.max_tokens, found.fields_lowered) == (2_000, ["max_tokens"])
+    assert found.caps == ["global 20.00 usd per hour", "global 100 requests per day (agent legal_agent)"]
+    assert found.sent == {"user": "u1", "max_tokens": 2_000, "seed": 7}
+    assert [link.model for link in found.chain][-1] == "mistral/base"
+    assert found.chain[-1].price == "0.20 in, 0.20 out usd per million tokens (config.toml)"
+    assert found.chain[-1].fields_dropped == ["user"]
+
+
+def test_a_cap_on_a_model_shows_where_that_model_comes_first() -> None:
+    finetuned = explained(body_of(), {"x-gateway-variant": "finetuned"})
+    baseline = explained(body_of(), {"x-gateway-variant": "baseline"})
+    assert "global 5.00 usd per day (model mistral/ft:qa)" in finetuned.caps
+    assert baseline.caps == ["global 20.00 usd per hour"]
+
+
+def test_an_unknown_price_is_said_to_be_unknown() -> None:
+    links = {link.model: link for link in explained(body_of()).chain}
+    assert (links["sim/small"].price, links["sim/small"].at_most_usd) == ("unknown", None)
+
+
+def test_the_prompt_is_not_repeated() -> None:
+    secret = "the-launch-code-is-0000"
+    assert secret not in repr(explained(body_of(secret, model="auto")))
+
+
+@pytest.mark.parametrize("env", ["dev", "staging", "production"])
+def test_the_shipped_environments_explain_themselves(env: str) -> None:
+    found = explained(body_of("Please review the indemnity clause.", model="auto", user="u1"), plan=shipped_plan(env))
+    assert (found.env, found.agent) == (env, "legal_agent")
+    assert found.variant == ("finetuned" if env == "staging" else "baseline")
+    assert len(found.chain) == (2 if found.variant == "baseline" else 3)
+
+
+BODIES = st.fixed_dictionaries(
+    {"model": st.sampled_from(["auto", "qa_agent", "agent/legal_agent", "nobody", "openai/gpt-4o"])},
+    optional={
+        "user": st.sampled_from(["u1", "u2", "u\n", "", 5]),
+        "max_tokens": st.sampled_from([1, 2_000, 5_000, None]),
+        "max_completion_tokens": st.sampled_from([1, 5_000, None]),
+        "temperature": st.sampled_from([0, 1.5, None]),
+        "n": st.sampled_from([1, 8, 9]),
+        "metadata": st.sampled_from([None, {}, {"user_id": "u3"}, []]),
+        "messages": st.sampled_from(
+            [
+                [{"role": "user", "content": "a contract"}],
+                [{"role": "user", "content": [{"type": "text", "text": "t"}]}, {"role": "assistant"}],
+                [{"role": "user", "content": 5}],
+            ]
+        ),
+    },
+)
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "x-gateway-agent": st.sampled_from(["qa_agent", "nobody", "a b"]),
+        "x-gateway-variant": st.sampled_from(["finetuned", "baseline", "x"]),
+        "x-gateway-fallback": st.sampled_from(["on", "off"]),
+        "x-gateway-user": st.sampled_from(["u4", "a b"]),
+        "x-gateway-operation": st.just("benchmark"),
+    },
+)
+
+
+@given(BODIES, HEADERS, st.sampled_from([PLAN, plan_of(POLICY + "[models]\nallow_raw_models = true")]))
+def test_it_decides_and_refuses_exactly_as_the_journey_does(
+    asked: dict[str, Any], headers: dict[str, str], plan: Plan
+) -> None:
+    body = body_of(**asked)
+
+    def journey() -> dict[str, Any]:
+        who = identify(plan, headers, body, TRUSTED, now_s=NOW_S)
+        assignment = plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
+        filled = fill(body, who.agent.defaults, plan.limits)
+        bound = Usage(
+            prompt_tokens=sum(len(bytes(value)) for value in filled.fields.values()) + 64 * len(asked.get("messages", "1")),
+            completion_tokens=filled.max_tokens * body.n,
+        )
+        return {
+            "agent": who.agent.name,
+            "agent_from": who.agent_from,
+            "rule": who.rule,
+            "why": who.why,
+            "bucket": assignment.bucket,
+            "variant": assignment.variant,
+            "variant_from": assignment.variant_from,
+            "max_tokens": filled.max_tokens,
+            "fields_lowered": list(filled.lowered),
+            "chain": [target.ref for target in assignment.chain],
+            "at_most": [target.price and format_usd(cost_nusd(target.price, bound)) for target in assignment.chain],
+            "dropped": [translate(DIALECTS[target.kind], filled.fields)[1] for target in assignment.chain],
+        }
+
+    try:
+        wanted = journey()
+    except Refused as refused:
+        with pytest.raises(Refused) as caught:
+            explained(body, headers, plan)
+        assert (caught.value.code, caught.value.message) == (refused.code, refused.message)
+        return
+    found = explained(body, headers, plan)
+    ours: dict[str, Any] = {
+        **{name: getattr(found, name) for name in wanted if name not in ("chain", "at_most", "dropped")},
+        "chain": [link.model for link in found.chain],
+        "at_most": [link.at_most_usd for link in found.chain],
+        "dropped": [link.fields_dropped for link in found.chain],
+    }
+    assert ours == wanted

@@ -1,0 +1,146 @@
+"""A gateway between a client and two scripted providers, for tests of one call's way through it.
+
+`qa_agent` asks `first/a` and falls back to `second/b`; `lone_agent` asks `first/a` and has nobody behind it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from gateway.domain.call import CallRecord
+from tests.running import CHAT, RunningGateway, chat, running_gateway
+from tests.scripted import Scene, Scripted, says, scripted
+
+KEY = "sk-first-0123456789abcdef"
+# So long that only a hang can reach it.
+PATIENCE_S = 20.0
+
+AGENTS = """
+[agents.qa_agent]
+finetuned = "first/ft:a"
+baseline  = "first/a"
+fallbacks = ["second/b"]
+defaults  = { temperature = 0.7, max_tokens = 64 }
+
+[agents.lone_agent]
+finetuned = "first/ft:a"
+baseline  = "first/a"
+"""
+ROUTING = 'default_agent = "qa_agent"\n'
+POLICY = """
+[models]
+use_finetuned = false
+[overrides]
+fallback = true
+timeout = true
+"""
+# Caps that nothing here reaches, so that every call holds money, requests and tokens.
+WIDE_CAPS = "".join(f'[[caps]]\nscope = "global"\nper = "total"\n{unit}\n' for unit in
+                    ('usd = "1000"', "requests = 100000", "tokens = 1000000000"))  # fmt: skip
+PRICES = '[prices."*"]\ninput_usd_per_mtok = "1"\noutput_usd_per_mtok = "2"\n'
+
+
+class Answer:
+    """A plain reply, read whole."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json()["error"]  # type: ignore[no-any-return]
+
+    @property
+    def text(self) -> str:
+        return self.json()["choices"][0]["message"]["content"]  # type: ignore[no-any-return]
+
+    @property
+    def events(self) -> list[bytes]:
+        """The data of a stream's events, and nothing that is none."""
+        return [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
+
+    @property
+    def chunks(self) -> list[Any]:
+        """A stream's events, decoded, without its `[DONE]`."""
+        return [msgspec.json.decode(data) for data in self.events if data != b"[DONE]"]
+
+    @property
+    def streamed_text(self) -> str:
+        """What a client would put together from the chunks."""
+        deltas = (choice["delta"] for chunk in self.chunks for choice in chunk.get("choices", ()))
+        return "".join(delta.get("content") or "" for delta in deltas)
+
+
+class Journey:
+    """A client, a gateway and two providers."""
+
+    def __init__(
+        self, gateway: RunningGateway, session: aiohttp.ClientSession, first: Scripted, second: Scripted
+    ) -> None:
+        self.gateway, self.session, self.first, self.second = gateway, session, first, second
+
+    def post(self, *, headers: Mapping[str, str] | None = None, **fields: Any) -> Any:
+        """A chat request, to be entered or awaited as aiohttp's are; no patience of its own."""
+        return self.session.post(f"{self.gateway.data_url}{CHAT}", json=chat(**fields), headers=headers)
+
+    async def ask(self, *, headers: Mapping[str, str] | None = None, **fields: Any) -> Answer:
+        """A chat request and its reply, plain or streamed, read to its end."""
+        async with asyncio.timeout(PATIENCE_S), self.post(headers=headers, **fields) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    @property
+    def record(self) -> CallRecord:
+        """The record of the one call that was made."""
+        (record,) = self.gateway.journal()
+        return record
+
+    async def let_others_act(self) -> None:
+        """Let everything that is due in this process happen: requests that need the loop to turn, and turn again."""
+        for _ in range(20):
+            async with self.session.get(f"{self.gateway.admin_url}/livez") as response:
+                await response.read()
+
+    def check_at_rest(self) -> None:
+        """See that no call is open and no money held."""
+        assert self.gateway.runtime.observer.in_flight == 0
+        assert [account.held for account in self.gateway.runtime.books._accounts.values()] == [0, 0, 0]
+
+
+@asynccontextmanager
+async def journey(
+    tmp_path: Path,
+    *scenes: Scene,
+    second: Scene | None = None,
+    first_table: str = "",
+    timeouts: str = "",
+    policy: str = POLICY,
+    caps: str = WIDE_CAPS,
+    config: str = PRICES,
+    **more: Any,
+) -> AsyncIterator[Journey]:
+    """`scenes` are the first provider's, `second` the other's for ever. `timeouts` is the inside of a table."""
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(scripted(*scenes))
+        two = await stack.enter_async_context(scripted(second or says("From ", "the ", "second.")))
+        limits = f"timeouts = {{ {timeouts} }}"
+        upstreams = {
+            "first": first_table.replace("BASE_URL", one.base_url)
+            or f'kind = "compatible"\nbase_url = "{one.base_url}"\napi_key = "{KEY}"\n{limits}',
+            "second": f'kind = "compatible"\nbase_url = "{two.base_url}"\n{limits}',
+        }
+        gateway = await stack.enter_async_context(
+            running_gateway(
+                tmp_path, upstreams=upstreams, policy=policy + caps, config=config,
+                **{"agents": AGENTS, "routing": ROUTING, **more},
+            )  # fmt: skip
+        )
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Journey(gateway, session, one, two)
