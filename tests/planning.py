@@ -1,7 +1,7 @@
 """Plans for tests of the pure floors, from TOML as a person would write it, without a file or a clock.
 
-    plan = plan_of(policy='[ab_testing]\\nenabled = true')
-    body = body_of(model="auto", user="u1")
+plan = plan_of(policy='[ab_testing]\\nenabled = true')
+body = body_of(model="auto", user="u1")
 """
 
 import json
@@ -97,7 +97,10 @@ def shipped(name: str) -> str:
 def shipped_plan(env: str) -> Plan:
     """The plan of one of the shipped environments."""
     return plan_of(
-        shipped(f"policies/{env}.toml"), config=shipped("config.toml"), routing=shipped("policies/routing.toml"), env=env
+        shipped(f"policies/{env}.toml"),
+        config=shipped("config.toml"),
+        routing=shipped("policies/routing.toml"),
+        env=env,
     )
 
 

@@ -35,7 +35,7 @@ REMEDIES: dict[FaultKind, Remedy] = {
     FaultKind.AUTH: Remedy(Step.NEXT_MODEL, False, "our key is wrong there, which is not the caller's doing"),
     FaultKind.REJECTED: Remedy(Step.GIVE_UP, False, "the request itself was refused; the caller must see why"),
     FaultKind.INVALID: Remedy(Step.NEXT_MODEL, True, "what came was no answer"),
-    FaultKind.CUT: Remedy(Step.GIVE_UP, True, "bytes of the answer have gone out"),
+    FaultKind.CUT: Remedy(Step.NEXT_MODEL, True, "the answer broke off; only what has gone out cannot be taken back"),
 }
 
 

@@ -44,6 +44,7 @@ class Identity(NamedTuple):
     variant_from: str
     allow_fallback: bool
     timeout_s: float | None
+    patience_s: float | None
 
 
 def find_caller(plan: Plan, authorization: str, *, is_loopback: bool) -> Caller:
@@ -81,7 +82,8 @@ def identify(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Cal
         variant="baseline" if agent_from == "unknown" else forced,
         variant_from="unknown agent" if agent_from == "unknown" else "",
         allow_fallback=_fallback(plan, said.get("x-gateway-fallback", "")),
-        timeout_s=_timeout_s(plan, headers, said),
+        timeout_s=_timeout_s(plan, said),
+        patience_s=_patience_s(headers),
     )
 
 
@@ -188,17 +190,22 @@ def _fallback(plan: Plan, value: str) -> bool:
     return value != "off"
 
 
-def _timeout_s(plan: Plan, headers: Mapping[str, str], said: Mapping[str, str]) -> float | None:
-    """The deadline the caller brings: our header in ms, or what the OpenAI SDKs say they will wait, in seconds."""
+def _timeout_s(plan: Plan, said: Mapping[str, str]) -> float | None:
+    """The deadline that the caller sets for the whole call."""
     value = said.get("x-gateway-timeout-ms", "")
-    if value:
-        if not (value.isascii() and value.isdigit() and len(value) <= 12 and 1 <= int(value) <= MAX_CALL_TIMEOUT_MS):
-            message = f"x-gateway-timeout-ms is a whole number from 1 to {MAX_CALL_TIMEOUT_MS}"
-            raise Refused("invalid_header", message, param="x-gateway-timeout-ms")
-        if not plan.overrides.timeout:
-            message = f"the policy of {plan.env!r} lets no caller set the timeout"
-            raise Refused("override_not_allowed", message, param="x-gateway-timeout-ms")
-        return int(value) / 1000
+    if not value:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 12 and 1 <= int(value) <= MAX_CALL_TIMEOUT_MS):
+        message = f"x-gateway-timeout-ms is a whole number from 1 to {MAX_CALL_TIMEOUT_MS}"
+        raise Refused("invalid_header", message, param="x-gateway-timeout-ms")
+    if not plan.overrides.timeout:
+        message = f"the policy of {plan.env!r} lets no caller set the timeout"
+        raise Refused("override_not_allowed", message, param="x-gateway-timeout-ms")
+    return int(value) / 1000
+
+
+def _patience_s(headers: Mapping[str, str]) -> float | None:
+    """How long an OpenAI SDK waits for the next bytes, as it says itself: each wait, not the whole stream."""
     waits = headers.get("x-stainless-read-timeout", "")
     try:
         seconds = float(waits) if waits else 0.0

@@ -1,10 +1,10 @@
 """A listening socket with aiohttp behind it, and three things put right for strangers.
 
 aiohttp's own error pages quote the bytes they refuse and name its version: ours are OpenAI-shaped and quote nothing.
-A head that trickles in is cut off after its deadline, and there is a limit on connections. Framing itself (duplicate
-lengths, CL with TE, obs-fold, bare LF) is judged by aiohttp's C parser, without which we refuse to start: the Python
-one is slower and more forgiving. A peer that closes its sending side counts as gone, as aiohttp cannot tell the two
-apart.
+A head that trickles in is cut off after its deadline, as is a caller who reads nothing of an answer, and there is a
+limit on connections. Framing itself (duplicate lengths, CL with TE, obs-fold, bare LF) is judged by aiohttp's C parser,
+without which we refuse to start: the Python one is slower and more forgiving. A peer that closes its sending side
+counts as gone, as aiohttp cannot tell the two apart.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ def require_c_parser() -> None:
 class Connection(web.RequestHandler):
     """aiohttp's server protocol with our error replies and a deadline for the head of each request."""
 
-    __slots__ = ("_body", "head_since_s", "listener")
+    __slots__ = ("_body", "_unread_bytes", "_unread_since_s", "head_since_s", "listener")
 
     def __init__(self, listener: "Listener", manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
@@ -45,6 +45,9 @@ class Connection(web.RequestHandler):
         self.head_since_s: float | None = None
         # The body of the request that was parsed last.
         self._body: StreamReader | None = None
+        # What waits for the caller to read it, and since when it has not become less or more.
+        self._unread_bytes = 0
+        self._unread_since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -64,6 +67,13 @@ class Connection(web.RequestHandler):
             self.head_since_s = None
         elif data and self.head_since_s is None:
             self.head_since_s = self._loop.time()
+
+    def takes_nothing_since_s(self, now_s: float) -> float:
+        """For how long the caller has read nothing of what waits for them; asked again and again."""
+        waiting = self.transport.get_write_buffer_size() if self.transport is not None else 0
+        if waiting == 0 or waiting != self._unread_bytes:
+            self._unread_bytes, self._unread_since_s = waiting, now_s
+        return now_s - self._unread_since_s
 
     def turn_away(self, reply: bytes) -> None:
         """Close with these last words."""
@@ -188,15 +198,18 @@ class Listener:
         )
 
     async def _sweep(self) -> None:
-        """Every second or so, close those whose head has been coming for too long."""
+        """Every second or so, close those whose head has been coming for too long, and those who do not read."""
         loop = asyncio.get_running_loop()
-        limit_s = self._settings.head_timeout_s
+        head_s, idle_s = self._settings.head_timeout_s, self._settings.idle_timeout_s
         while True:
-            await asyncio.sleep(min(SWEEP_S, limit_s))
-            latest_s = loop.time() - limit_s
+            await asyncio.sleep(min(SWEEP_S, head_s, idle_s))
+            now_s = loop.time()
             for connection in list(self._connections):
-                if connection.head_since_s is not None and connection.head_since_s < latest_s:
+                if connection.head_since_s is not None and connection.head_since_s < now_s - head_s:
                     connection.turn_away(_TOO_SLOW)
+                elif connection.takes_nothing_since_s(now_s) > idle_s and connection.transport is not None:
+                    # A plain close would wait for what is unread to be read.
+                    connection.transport.abort()
 
 
 def _as_bytes(error: Refused) -> bytes:

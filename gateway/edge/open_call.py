@@ -21,6 +21,8 @@ from gateway.edge.replies import header_text
 from gateway.edge.runtime import Runtime
 
 log = logging.getLogger("gateway.call")
+# Of the time an SDK waits, we use this much, so that our clear error gets there before it gives up.
+PATIENCE_SHARE = 0.9
 
 
 class OpenCall:
@@ -31,6 +33,9 @@ class OpenCall:
         self.plan = runtime.plan
         self.started_s = time.perf_counter()
         self.deadline_s = float("inf")
+        # When the caller last got something of us; a plain call hears nothing until its end.
+        self.heard_s = self.started_s
+        self._patience_s = float("inf")
         self.waited_s = 0.0
         self.record = CallRecord(id=request_id, at_ms=time.time_ns() // 1_000_000, env=self.plan.env)
         self.dropped: list[str] = []
@@ -56,6 +61,8 @@ class OpenCall:
         self._why = who.why
         if who.timeout_s is not None:
             self.deadline_s = self.started_s + who.timeout_s
+        if who.patience_s is not None:
+            self._patience_s = who.patience_s * PATIENCE_SHARE
 
     def assigned(self, who: Identity, assignment: Assignment, filled: Filled, body: ChatBody) -> None:
         """Note the arm, and the most that this call can use."""
@@ -88,8 +95,8 @@ class OpenCall:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the call's deadline."""
-        return self.deadline_s - time.perf_counter()
+        """Seconds until the call's deadline, or until the caller has heard nothing for as long as it waits."""
+        return min(self.deadline_s, self.heard_s + self._patience_s) - time.perf_counter()
 
     # --- Step 4: reserve ---------------------------------------------------------------------------------------------
 

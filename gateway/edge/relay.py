@@ -112,6 +112,7 @@ class Relay:
         self._waits_for_client = True
         await self._response.write(data)
         self._waits_for_client = False
+        self._call.heard_s = time.perf_counter()
 
     def _allow(self, seconds: float) -> None:
         self._patience.reschedule(asyncio.get_running_loop().time() + max(0.0, seconds))

@@ -4,6 +4,7 @@
 the table is empty, and models that only it would price are unknown.
 """
 
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from math import ceil
@@ -19,9 +20,9 @@ _SCALE = NUSD_PER_USD * TOKENS_PER_MTOK
 
 class _Row(msgspec.Struct):
     mode: str = ""
-    input_cost_per_token: float | None = None
-    output_cost_per_token: float | None = None
-    cache_read_input_token_cost: float | None = None
+    input_cost_per_token: Decimal | None = None
+    output_cost_per_token: Decimal | None = None
+    cache_read_input_token_cost: Decimal | None = None
 
 
 def find_price_map() -> Path | None:
@@ -54,7 +55,7 @@ def load_price_map() -> dict[str, Price]:
         if row.mode in ("chat", "completion") and row.input_cost_per_token is not None:
             prices[name] = Price(
                 input_nusd_per_mtok=_nusd_per_mtok(row.input_cost_per_token),
-                output_nusd_per_mtok=_nusd_per_mtok(row.output_cost_per_token or 0.0),
+                output_nusd_per_mtok=_nusd_per_mtok(row.output_cost_per_token or Decimal()),
                 cached_input_nusd_per_mtok=(
                     None if row.cache_read_input_token_cost is None else _nusd_per_mtok(row.cache_read_input_token_cost)
                 ),
@@ -63,6 +64,6 @@ def load_price_map() -> dict[str, Price]:
     return prices
 
 
-def _nusd_per_mtok(usd_per_token: float) -> int:
-    # The map's floats are decimal figures such as 2.5e-06; rounding to a millionth of a nUSD undoes binary noise.
-    return ceil(round(usd_per_token * _SCALE, 6))
+def _nusd_per_mtok(usd_per_token: Decimal) -> int:
+    # As Decimal, not as float: 1.65e-05 times the scale would come out a hair above and be rounded up by one.
+    return ceil(usd_per_token * _SCALE)

@@ -62,7 +62,9 @@ def test_nobody_at_nothing_everybody_at_all(salt: str, user: str) -> None:
 )  # fmt: skip
 def test_the_bucket_that_equals_the_share_is_not_in(bucket: int, share: int, is_in: bool) -> None:
     assert is_treated(bucket, share) is is_in
-    user = next((vector["user"] for vector in VECTORS if vector["bucket"] == bucket and vector["salt"] == "qa_agent"), "")
+    user = next(
+        (vector["user"] for vector in VECTORS if vector["bucket"] == bucket and vector["salt"] == "qa_agent"), ""
+    )
     if user:
         assert is_treated(bucket_of("qa_agent", user), share) is is_in
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gateway.decide.fallback import REMEDIES, Step, next_step
 from gateway.domain.errors import FaultKind
 
-GIVES_UP = {FaultKind.REJECTED, FaultKind.CUT}
+GIVES_UP = {FaultKind.REJECTED}
 # Nothing was sent, or the provider refused before it began: it has nothing to put on a bill.
 CANNOT_BE_BILLED = {FaultKind.CONNECT, FaultKind.RATE_LIMITED, FaultKind.SERVER, FaultKind.NOT_FOUND, FaultKind.AUTH,
                     FaultKind.REJECTED}  # fmt: skip

@@ -42,7 +42,13 @@ def refusal(headers: dict[str, str] | None = None, caller: Caller = TRUSTED, pla
         ({"x-gateway-agent": "legal_agent"}, TRUSTED, "qa_agent", "legal_agent", "header"),
         ({"x-gateway-agent": "legal_agent"}, TRUSTED, "auto", "legal_agent", "header"),
         ({"x-gateway-agent": "legal_agent"}, TRUSTED, "gpt-4o", "legal_agent", "header"),
-        ({"x-gateway-agent": "legal_agent"}, Caller("k", ("qa_agent", "legal_agent"), True), "x", "legal_agent", "header"),
+        (
+            {"x-gateway-agent": "legal_agent"},
+            Caller("k", ("qa_agent", "legal_agent"), True),
+            "x",
+            "legal_agent",
+            "header",
+        ),
         # ... unless a stranger sent it.
         ({"x-gateway-agent": "legal_agent"}, STRANGER, "qa_agent", "qa_agent", "model"),
         # 2. The model's name.
@@ -211,7 +217,9 @@ def test_overrides_that_the_policy_allows() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("x-gateway-variant", "finetuned"), ("x-gateway-variant", "baseline"),
                                              ("x-gateway-fallback", "off"), ("x-gateway-timeout-ms", "1")])  # fmt: skip
-def test_overrides_that_the_policy_forbids_are_refused_and_a_stranger_s_are_not_even_read(name: str, value: str) -> None:
+def test_overrides_that_the_policy_forbids_are_refused_and_a_stranger_s_are_not_even_read(
+    name: str, value: str
+) -> None:
     refused = refusal({name: value}, plan=STRICT)
     assert (refused.code, refused.status, refused.param) == ("override_not_allowed", 403, name)
     found = who({name: value}, STRANGER, STRICT)
@@ -238,19 +246,20 @@ def test_overrides_that_cannot_be_read_are_refused_whether_allowed_or_not(name: 
 
 
 @pytest.mark.parametrize(
-    ("waits", "timeout_s"),
+    ("waits", "patience_s"),
     [("600", 600.0), ("0.5", 0.5), ("600.0", 600.0), ("3600", 3_600.0), ("3601", 3_600.0), ("inf", 3_600.0),
      ("1e300", 3_600.0), ("nan", None), ("-1", None), ("0", None), ("None", None), ("", None), ("10s", None)],
 )  # fmt: skip
-def test_what_the_sdk_says_it_will_wait_is_a_hint(waits: str, timeout_s: float | None) -> None:
+def test_what_the_sdk_says_it_will_wait_is_a_hint(waits: str, patience_s: float | None) -> None:
     for caller in (TRUSTED, STRANGER):
-        assert who({"x-stainless-read-timeout": waits}, caller, STRICT).timeout_s == timeout_s
+        found = who({"x-stainless-read-timeout": waits}, caller, STRICT)
+        assert (found.patience_s, found.timeout_s) == (patience_s, None)
 
 
-def test_our_own_header_beats_the_sdk_s() -> None:
+def test_our_own_header_is_for_the_whole_call_and_the_sdk_s_for_each_wait() -> None:
     headers = {"x-gateway-timeout-ms": "3600000", "x-stainless-read-timeout": "5"}
-    assert who(headers).timeout_s == 3_600.0
-    assert who(headers, STRANGER).timeout_s == 5.0
+    assert (who(headers).timeout_s, who(headers).patience_s) == (3_600.0, 5.0)
+    assert (who(headers, STRANGER).timeout_s, who(headers, STRANGER).patience_s) == (None, 5.0)
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------
@@ -281,7 +290,8 @@ def test_a_key_opens(authorization: str, caller: Caller) -> None:
 @pytest.mark.parametrize(
     "authorization",
     ["", "Bearer", "Bearer ", "Bearer sk-A", "Bearer sk-", "Bearer sk-ab", "Basic sk-a", "sk-a", "Bearer: sk-a",
-     "Bearer sk-a sk-a", "Bearer\tsk-a", "Bearer " + sha256(b"sk-a").hexdigest(), "Bearer \udcff", "Bearer " + "x" * 9_000],
+     "Bearer sk-a sk-a", "Bearer\tsk-a", "Bearer " + sha256(b"sk-a").hexdigest(), "Bearer \udcff",
+     "Bearer " + "x" * 9_000],
 )  # fmt: skip
 def test_anything_else_does_not_and_is_not_quoted(authorization: str) -> None:
     with pytest.raises(Refused) as caught:

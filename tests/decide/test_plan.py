@@ -98,7 +98,9 @@ def test_an_agent_without_further_models_falls_back_on_the_baseline_only() -> No
 
 def test_a_redirect_keeps_names_and_prices() -> None:
     straight, redirected = plan_of(), plan_of('models.upstream = "sim"')
-    for ours, theirs in zip(straight.agents["qa_agent"].finetuned, redirected.agents["qa_agent"].finetuned, strict=True):
+    for ours, theirs in zip(
+        straight.agents["qa_agent"].finetuned, redirected.agents["qa_agent"].finetuned, strict=True
+    ):
         assert (theirs.ref, theirs.model, theirs.price) == (ours.ref, ours.model, ours.price)
         assert (theirs.upstream, theirs.kind) == ("sim", "simulator")
 
@@ -221,7 +223,9 @@ def test_only_upstreams_that_some_call_may_reach_need_their_secrets(policy: str,
     assert upstreams_in_use(settings, allowed) == used
 
 
-@pytest.mark.parametrize(("env", "used"), [("dev", {"simulator"}), ("staging", {"mistral"}), ("production", {"mistral"})])
+@pytest.mark.parametrize(
+    ("env", "used"), [("dev", {"simulator"}), ("staging", {"mistral"}), ("production", {"mistral"})]
+)
 def test_the_upstreams_of_the_shipped_environments(env: str, used: set[str]) -> None:
     settings, policy = read(Settings, shipped("config.toml")), read(Policy, shipped(f"policies/{env}.toml"))
     assert upstreams_in_use(settings, policy) == used

@@ -94,7 +94,8 @@ def test_each_field_becomes_what_mistral_takes(asked: Any, sent: Any, dropped: l
         ({"role": "user", "content": "c", "name": None}, {"role": "user", "content": "c"}, []),
         ({"role": "assistant", "content": "c", "refusal": None, "audio": None, "annotations": []},
          {"role": "assistant", "content": "c"}, ["messages[].annotations"]),
-        ({"role": "assistant", "content": "c", "prefix": True}, {"role": "assistant", "content": "c", "prefix": True}, []),
+        ({"role": "assistant", "content": "c", "prefix": True},
+         {"role": "assistant", "content": "c", "prefix": True}, []),
         ({"role": "tool", "content": "c", "tool_call_id": "t", "name": "f"},
          {"role": "tool", "content": "c", "tool_call_id": "t", "name": "f"}, []),
     ],
@@ -149,7 +150,8 @@ IMAGE_PART = st.fixed_dictionaries(
     {
         "type": st.just("image_url"),
         "image_url": st.fixed_dictionaries(
-            {"url": st.just("data:image/png;base64,AA==")}, optional={"detail": st.sampled_from(["auto", "low", "high"])}
+            {"url": st.just("data:image/png;base64,AA==")},
+            optional={"detail": st.sampled_from(["auto", "low", "high"])},
         ),
     }
 )
@@ -163,7 +165,9 @@ TOOL_CALL = st.fixed_dictionaries(
 )
 TEXTS = WORDS | st.lists(TEXT_PART, min_size=1, max_size=2)
 MESSAGE = st.one_of(
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "developer"]), "content": TEXTS}, optional={"name": NAME}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "developer"]), "content": TEXTS}, optional={"name": NAME}
+    ),
     st.fixed_dictionaries(
         {"role": st.just("user"), "content": WORDS | st.lists(TEXT_PART | IMAGE_PART, min_size=1, max_size=3)},
         optional={"name": NAME},
@@ -444,8 +448,8 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | WORDS,
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
-        st.sampled_from(["choices", "delta", "message", "content", "tool_calls", "function", "arguments", "usage", "type",
-                         "num_cached_tokens", "finish_reason", "text"]), inner, max_size=4),
+        st.sampled_from(["choices", "delta", "message", "content", "tool_calls", "function", "arguments", "usage",
+                         "type", "num_cached_tokens", "finish_reason", "text"]), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
 

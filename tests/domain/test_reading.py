@@ -160,7 +160,9 @@ def test_what_is_no_table_is_said_to_be_none(table: Any) -> None:
 
 SECRET_VALUE = "sk-live-0123456789"
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates()
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
 KEYS = st.sampled_from([field.name for field in msgspec.structs.fields(Outer)])
 
 

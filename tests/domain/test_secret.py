@@ -12,7 +12,7 @@ VALUE = "sk-live-0123456789"
 
 @pytest.mark.parametrize(
     "show",
-    [str, repr, format, ascii, lambda secret: f"{secret}", lambda secret: f"{secret!r:>10}", lambda secret: "%s" % secret,
+    [str, repr, format, ascii, lambda secret: f"{secret}", lambda secret: f"{secret!r:>10}",
      lambda secret: repr([secret]), lambda secret: repr({"key": secret}), lambda secret: str((secret,)),
      lambda secret: msgspec.json.encode({"key": secret}, enc_hook=str).decode()],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """However a stream is cut, the same events come out; and the tap misses nothing that matters."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ STREAMS = st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r\n", b"\r"])), m
 @given(STREAMS | st.binary(max_size=40), st.lists(st.integers(0, 200), max_size=8))
 def test_what_comes_out_does_not_depend_on_how_it_was_cut(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    chunks = [data[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    chunks = [data[start:stop] for start, stop in pairwise(edges)]
     assert split(*chunks) == split(data)
 
 
@@ -106,10 +107,8 @@ def test_a_frame_is_one_line_of_data_and_a_blank_one() -> None:
 def test_an_event_without_an_end_is_a_fault_and_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1_000)
     for line in (b"x" * 100, b"data: " + b"x" * 93 + b"\n", b"data:\n" * 16):
-        splitter = Splitter()
         with pytest.raises(UpstreamFault) as caught:
-            for _ in range(200):
-                splitter.feed(line)
+            split(*[line] * 200)
         assert caught.value.kind is FaultKind.INVALID
     long = Splitter()
     for _ in range(200):
@@ -226,7 +225,9 @@ def test_a_stream_that_names_no_model_is_read_all_the_same() -> None:
     assert tapped(chunk(model=None)).model == ""
 
 
-@pytest.mark.parametrize("event", [b"", b"not json", b"{", b"[]", b"null", b'"x"', b'{"choices":7}', b'{"model":"\xff"}'])
+@pytest.mark.parametrize(
+    "event", [b"", b"not json", b"{", b"[]", b"null", b'"x"', b'{"choices":7}', b'{"model":"\xff"}']
+)
 def test_an_event_that_is_no_chunk_is_a_fault(event: bytes) -> None:
     for tap in (Tap(), tapped(chunk({"role": "assistant"}))):
         with pytest.raises(UpstreamFault) as caught:

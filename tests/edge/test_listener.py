@@ -1,10 +1,13 @@
 """Framing, deadlines and limits of connections, against bytes that no client library would send."""
 
 import asyncio
+import contextlib
 import logging
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import http_parser
@@ -334,6 +337,23 @@ async def test_an_idle_connection_is_closed_before_and_between_requests(tmp_path
             assert await silent.rest() == b""
             assert await used.rest() == b""
         await until(lambda: gateway.runtime.observer.connections == 0)
+        await check_next_connection(gateway)
+
+
+async def test_a_caller_who_does_not_read_the_answers_is_let_go(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, server="idle_timeout_s = 0.1") as gateway:
+        with socket.socket() as deaf:
+            # The less the kernel keeps for this side, the sooner the other side has to wait.
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            deaf.setblocking(False)
+            parts = urlsplit(gateway.data_url)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(deaf, (parts.hostname, parts.port))
+            await until(lambda: gateway.runtime.observer.connections == 1)
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await loop.sock_sendall(deaf, request("GET", "/v1/models") * 50_000)
+            await until(lambda: gateway.runtime.observer.connections == 0)
         await check_next_connection(gateway)
 
 
