@@ -31,10 +31,11 @@ class Gateway:
     def __init__(self, loaded: Loaded, load_again: Callable[[], Loaded]) -> None:
         self._loaded = loaded
         self._load_again = load_again
-        self._simulators: dict[str, Simulator] = {}
+        self._simulators: list[Simulator] = []
         self._retired: list[HttpUpstream] = []
         self._pools: dict[str, HttpUpstream] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._reloading = asyncio.Lock()
         self.runtime: Runtime
         self.data: Listener
         self.admin: Listener
@@ -79,6 +80,11 @@ class Gateway:
 
     async def reload(self) -> None:
         """Read the files again and swap what they say in; where they are wrong, keep what is and say why."""
+        # One after the other, or what was read first could be put in force last.
+        async with self._reloading:
+            await self._reload()
+
+    async def _reload(self) -> None:
         runtime = self.runtime
         try:
             loaded = await asyncio.to_thread(self._load_again)
@@ -116,7 +122,7 @@ class Gateway:
     async def _close_pools(self) -> None:
         for pool in (*self._pools.values(), *self._retired):
             await pool.close()
-        for simulator in self._simulators.values():
+        for simulator in self._simulators:
             await simulator.stop()
 
     def watch(self) -> None:
@@ -137,8 +143,9 @@ class Gateway:
                 continue
             base_url = upstream.base_url
             if upstream.kind == "simulator":
-                self._simulators[name] = await Simulator.start(upstream.simulator)
-                base_url = self._simulators[name].base_url
+                # One that was replaced goes on for the calls in flight.
+                self._simulators.append(await Simulator.start(upstream.simulator))
+                base_url = self._simulators[-1].base_url
             self._pools[name] = HttpUpstream(name, upstream, base_url)
 
 

@@ -127,6 +127,7 @@ async def journey(
     **more: Any,
 ) -> AsyncIterator[Journey]:
     """`scenes` are the first provider's, `second` the other's for ever. `timeouts` is the inside of a table."""
+    more = {"agents": AGENTS, "routing": ROUTING, "policy": policy + caps, "config": config, **more}
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(scripted(*scenes))
         two = await stack.enter_async_context(scripted(second or says("From ", "the ", "second.")))
@@ -136,11 +137,6 @@ async def journey(
             or f'kind = "compatible"\nbase_url = "{one.base_url}"\napi_key = "{KEY}"\n{limits}',
             "second": f'kind = "compatible"\nbase_url = "{two.base_url}"\n{limits}',
         }
-        gateway = await stack.enter_async_context(
-            running_gateway(
-                tmp_path, upstreams=upstreams, policy=policy + caps, config=config,
-                **{"agents": AGENTS, "routing": ROUTING, **more},
-            )  # fmt: skip
-        )
+        gateway = await stack.enter_async_context(running_gateway(tmp_path, upstreams=upstreams, **more))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         yield Journey(gateway, session, one, two)

@@ -17,6 +17,7 @@ import asyncio
 import itertools
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -164,6 +165,8 @@ class Scripted:
         for task in self._playing:
             task.cancel()
         await asyncio.gather(*self._playing, return_exceptions=True)
+        # A transport is closed in the loop's next turn.
+        await asyncio.sleep(0)
         if self._failed:
             raise self._failed[0]
 
@@ -189,10 +192,13 @@ class Scripted:
                 await scene(turn)
         except ConnectionError:
             pass  # The gateway left in the middle of a scene, which is its right.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is raised again, where the test can see it
             self._failed.append(error)
         finally:
             connection.writer.close()
+            if sys.exc_info()[0] is asyncio.CancelledError:
+                # The script is over; nobody is left to take what is not sent yet.
+                connection.writer.transport.abort()
 
 
 @asynccontextmanager

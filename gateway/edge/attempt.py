@@ -13,7 +13,6 @@ from gateway.decide.plan import Target
 from gateway.domain.dialects import DIALECTS, Dialect, translate
 from gateway.domain.errors import FaultKind, UpstreamFault
 from gateway.domain.money import Usage
-from gateway.domain.provider_error import read_error
 from gateway.domain.sse import DONE, Splitter, Tap
 from gateway.domain.wire import ChatBody, encode, raw, read_answer, read_usage
 from gateway.edge.open_call import OpenCall
@@ -106,6 +105,11 @@ async def attempt(
             await _first_events(answer)
             begun = True
             return answer
+    except UpstreamFault as fault:
+        if fault.kind is FaultKind.CUT:
+            # Nothing of the answer has gone out, so to the caller it is as if none had come.
+            fault.kind = FaultKind.RESET
+        raise
     except TimeoutError:
         raise UpstreamFault(
             FaultKind.TIMEOUT, "upstream_timeout", f"{target.upstream} did not answer in time"
@@ -132,7 +136,7 @@ async def _first_events(answer: Begun) -> None:
     tap = Tap()
     tap.look(answer.events[0])
     if tap.error is not None:
-        raise stream_error(tap.error)
+        raise stream_error(answer.exchange, tap.error)
 
 
 def _whole(exchange: Exchange, body: bytes, dialect: Dialect) -> Whole:
@@ -140,7 +144,7 @@ def _whole(exchange: Exchange, body: bytes, dialect: Dialect) -> Whole:
         body = dialect.rewrite_answer(body)
     answer = read_answer(body)
     if answer is not None and answer.has_error:
-        raise stream_error(body)
+        raise stream_error(exchange, body)
     if answer is None or not answer.choices:
         raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's answer is not a chat completion")
     reason = next((choice.finish_reason for choice in answer.choices if choice.finish_reason), "")
@@ -160,8 +164,8 @@ def _refusal(exchange: Exchange, body: bytes) -> UpstreamFault:
         return UpstreamFault(kind, "upstream_auth", "the provider refused the gateway's own key")
     if kind is FaultKind.INVALID:
         return UpstreamFault(kind, "upstream_invalid", f"the provider answered {status}, which is no answer")
-    said = read_error(status, body)
-    headers = {name: exchange.headers[name] for name in _PASSED_HEADERS if name in exchange.headers}
+    said = exchange.read_error(body)
+    headers = {name: exchange.headers.get(name, "") for name in _PASSED_HEADERS}
     return UpstreamFault(
         kind,
         said.code or ("model_not_found" if kind is FaultKind.NOT_FOUND else "upstream_error"),
@@ -169,13 +173,16 @@ def _refusal(exchange: Exchange, body: bytes) -> UpstreamFault:
         status=status,
         type=said.type or ("invalid_request_error" if status < 500 and status != 429 else "server_error"),
         param=said.param,
-        headers={**headers, **rate_limit_headers(exchange.headers)},
+        headers={
+            **{name: value for name, value in headers.items() if value and value.isprintable()},
+            **rate_limit_headers(exchange.headers),
+        },
     )
 
 
-def stream_error(data: bytes) -> UpstreamFault:
+def stream_error(exchange: Exchange, data: bytes) -> UpstreamFault:
     """The fault behind an error object that came under status 200."""
-    said = read_error(200, data)
+    said = exchange.read_error(data)
     code = said.code or "upstream_error"
     return UpstreamFault(FaultKind.SERVER, code, said.message, status=502, type=said.type or "server_error")
 
@@ -183,7 +190,7 @@ def stream_error(data: bytes) -> UpstreamFault:
 def _not_a_stream(exchange: Exchange, body: bytes) -> UpstreamFault:
     answer = read_answer(body)
     if answer is not None and answer.has_error:
-        return stream_error(body)
+        return stream_error(exchange, body)
     return UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider did not answer with a stream")
 
 

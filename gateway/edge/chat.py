@@ -72,7 +72,7 @@ async def _first_that_answers(
     chain = assignment.chain
     headers = sent_headers(request.headers)
     for index, target in enumerate(chain):
-        upstream = call.runtime.upstreams[target.upstream]
+        upstream = call.upstreams[target.upstream]
         call.start_clock(upstream.timeouts.total_s)
         payload, call.dropped = request_body(target, filled, body, stream_usage=upstream.stream_usage)
         call.reserve(target)

@@ -1,4 +1,4 @@
-"""A listening socket with aiohttp behind it, and three things put right for strangers.
+"""A listening socket with aiohttp behind it, and four things put right for strangers.
 
 aiohttp's own error pages quote the bytes they refuse and name its version: ours are OpenAI-shaped and quote nothing.
 A head that trickles in is cut off after its deadline, as is a caller who reads nothing of an answer, and there is a

@@ -30,7 +30,9 @@ class OpenCall:
 
     def __init__(self, runtime: Runtime, request_id: str) -> None:
         self.runtime = runtime
+        # A reload replaces both; a call keeps the pair it began with.
         self.plan = runtime.plan
+        self.upstreams = runtime.upstreams
         self.started_s = time.perf_counter()
         self.deadline_s = float("inf")
         # When the caller last got something of us; a plain call hears nothing until its end.

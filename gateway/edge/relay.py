@@ -36,7 +36,8 @@ class Relay:
 
     @property
     def _is_complete(self) -> bool:
-        return self._tap.done or self._tap.finished >= self._n
+        is_finished = self._tap.done or self._tap.finished >= self._n
+        return is_finished and self._tap.finish_reason != "error"
 
     async def run(self) -> None:
         """Relay to the end. What goes wrong at the provider becomes the stream's last event."""
@@ -90,7 +91,7 @@ class Relay:
         """Look at an event; whether it goes out. Raises `UpstreamFault` where it tells of an error."""
         answer = self._tap.look(data)
         if self._tap.error is not None:
-            raise stream_error(self._tap.error)
+            raise stream_error(self._begun.exchange, self._tap.error)
         if self._tap.finish_reason == "error":
             raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
         return bool(answer.choices) or self._wants_usage or self._tap.usage is None
@@ -127,9 +128,12 @@ class Relay:
         except Refused as refused:
             error = refused
         last = frame(error.encode()) if error is not None else _closing_comment(call) + DONE_FRAME
-        async with asyncio.timeout(call.runtime.server.idle_timeout_s):
-            await self._response.write(last)
-            await self._response.write_eof()
+        try:
+            async with asyncio.timeout(call.runtime.server.idle_timeout_s):
+                await self._response.write(last)
+                await self._response.write_eof()
+        except TimeoutError:
+            call.record.client_left = True
 
 
 def _closing_comment(call: OpenCall) -> bytes:

@@ -7,12 +7,17 @@ once, every foreign exception leaves as an `UpstreamFault`, and no redirect, coo
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Protocol
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
 
 from gateway import __version__
 from gateway.domain.errors import FaultKind, UpstreamFault
+from gateway.domain.provider_error import ProviderError, read_error
+from gateway.domain.secret import Secret
 from gateway.domain.settings import Timeouts
 from gateway.domain.settings import Upstream as UpstreamSettings
 
@@ -31,6 +36,10 @@ class Exchange(Protocol):
 
     async def read(self) -> bytes:
         """The whole body. Raises `UpstreamFault`."""
+        ...
+
+    def read_error(self, body: bytes) -> ProviderError:
+        """The provider's words about a failure, without our key, should it quote it."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -60,10 +69,11 @@ class Upstream(Protocol):
 class HttpExchange:
     """An exchange over aiohttp."""
 
-    __slots__ = ("_response", "headers", "status")
+    __slots__ = ("_key", "_response", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, key: Secret) -> None:
         self._response = response
+        self._key = key
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -77,6 +87,17 @@ class HttpExchange:
                 raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's answer is too large")
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_error(self, body: bytes) -> ProviderError:
+        """What the provider says, with `***` for our key."""
+        key = self._key.reveal()
+        if not key:
+            return read_error(self.status, body)
+        # In the bytes, lest a long message be cut inside the key; in the words, lest JSON's escapes have hidden it.
+        said = read_error(self.status, body.replace(key.encode(), b"***"))
+        return ProviderError(
+            said.message.replace(key, "***"), *(word and word.replace(key, "***") for word in said[1:])
+        )
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in the pieces it comes in."""
@@ -94,6 +115,16 @@ class HttpExchange:
             self._response.close()
 
 
+class _Connection(ResponseHandler):
+    """aiohttp's client protocol. Of broken framing it tells who waits for a head, but not who waits for a body."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        body = self._payload
+        if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
+            body.set_exception(aiohttp.ClientPayloadError("the framing is broken"))
+        super().set_exception(exc, *cause)
+
+
 class HttpUpstream:
     """A provider over HTTP/1.1, through an aiohttp session of its own."""
 
@@ -102,16 +133,19 @@ class HttpUpstream:
         self.timeouts = settings.timeouts
         self.stream_usage = settings.stream_usage
         self._url = f"{base_url.rstrip('/')}/chat/completions"
-        key = settings.api_key.reveal()
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = settings.api_key
+        self._headers = {"Authorization": f"Bearer {self._key.reveal()}"} if self._key else {}
         self._headers |= {
             "Content-Type": "application/json",
             # Compressed answers would be decompressed only to be read here and sent on plain.
             "Accept-Encoding": "identity",
             "User-Agent": f"genesis-gateway/{__version__}",
         }
+        connector = aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEEPALIVE_S)
+        connect: type[ResponseHandler] = _Connection
+        connector._factory = partial(connect, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEEPALIVE_S),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             read_bufsize=READ_BYTES,
@@ -128,7 +162,7 @@ class HttpUpstream:
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _fault_of(error, self.name) from error
-        return HttpExchange(response)
+        return HttpExchange(response, self._key)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -73,6 +73,16 @@ def test_what_is_held_is_not_there_for_others_until_it_is_settled() -> None:
     held(books, call(8))
 
 
+@pytest.mark.parametrize(("dollars", "may_come_back"), [(5, True), (6, True), (6.000000001, False), (20, False)])
+def test_only_what_fits_beside_the_posted_is_worth_another_try(dollars: float, may_come_back: bool) -> None:
+    books = Books([usd(10)])
+    books.settle(held(books, call(4)), call(4))
+    held(books, call(6))
+    refused = reserve(books, call(dollars))
+    assert isinstance(refused, Shortfall)
+    assert refused.is_only_held is may_come_back
+
+
 def test_what_is_posted_is_gone_until_the_window_ends() -> None:
     books = Books([usd(10)])
     books.settle(held(books, call(7)), call(7))

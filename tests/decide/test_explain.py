@@ -37,6 +37,8 @@ only.model = ["mistral/ft:qa"]
 """
 POLICY = "[ab_testing]\nenabled = true\nrollout_percentage = 50\n[overrides]\nvariant = true\nfallback = true\n"
 PLAN = plan_of(POLICY + "[limits]\nmax_tokens = 2000\ntemperature = 1.0\n" + CAPS)
+RAW = plan_of(POLICY + "[models]\nallow_raw_models = true")
+LENIENT = plan_of(POLICY + '[models]\nunknown_agent = "baseline"')
 
 
 def explained(body: ChatBody, headers: dict[str, str] | None = None, plan: Plan = PLAN) -> Explanation:
@@ -111,7 +113,7 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-@given(BODIES, HEADERS, st.sampled_from([PLAN, plan_of(POLICY + "[models]\nallow_raw_models = true")]))
+@given(BODIES, HEADERS, st.sampled_from([PLAN, RAW, LENIENT]))
 def test_it_decides_and_refuses_exactly_as_the_journey_does(
     asked: dict[str, Any], headers: dict[str, str], plan: Plan
 ) -> None:
@@ -133,7 +135,7 @@ def test_it_decides_and_refuses_exactly_as_the_journey_does(
             "why": who.why,
             "bucket": assignment.bucket,
             "variant": assignment.variant,
-            "variant_from": assignment.variant_from,
+            "variant_from": "unknown agent" if who.agent_from == "unknown" else assignment.variant_from,
             "max_tokens": filled.max_tokens,
             "fields_lowered": list(filled.lowered),
             "chain": [target.ref for target in assignment.chain],
