@@ -191,7 +191,7 @@ def _read_file(path: Path, environ: Mapping[str, str], problems: list[Problem]) 
         problems.append(Problem(file=str(path), key="file", found="", fix=f"cannot be read: {error.strerror}"))
     except UnicodeDecodeError:
         problems.append(Problem(file=str(path), key="file", found="", fix="is not UTF-8 text"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib's own error is one, and so is an integer of 5,000 digits.
         problems.append(Problem(file=str(path), key="file", found="", fix=f"is not TOML: {error}"))
     else:
         found = use_key_variables(table)

@@ -1,4 +1,4 @@
-"""Which arm of the experiment a user is in: the same one always, on every machine, in every language.
+"""What becomes of a user's id: a bucket, the same always, on every machine, in every language; and a hash to keep.
 
 bucket = first 8 bytes, big-endian, of SHA-256("<salt>.<user>"), modulo 10,000; treated while bucket < share.
 Its one invariant: raising the share only adds users, lowering it takes back exactly the last ones added.
@@ -8,6 +8,7 @@ Golden vectors for other languages: tests/vectors/assignment.json.
 from hashlib import sha256
 
 BUCKETS = 10_000
+KEPT_HEX_DIGITS = 32
 
 
 def bucket_of(salt: str, user: str) -> int:
@@ -18,3 +19,8 @@ def bucket_of(salt: str, user: str) -> int:
 def is_treated(bucket: int, share_bps: int) -> bool:
     """Whether this bucket gets the fine-tuned model at a share of `share_bps` (of 10,000)."""
     return bucket < share_bps
+
+
+def hash_user(user: str, salt: str) -> str:
+    """The user as it is kept: 128 bits of SHA-256 in hex. With a salt of the deployment's own it cannot be guessed."""
+    return sha256(f"{salt}.{user}".encode("utf-8", "surrogateescape")).hexdigest()[:KEPT_HEX_DIGITS] if user else ""

@@ -50,7 +50,12 @@ def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Call
     filled = fill(body, who.agent.defaults, plan.limits)
     size = sum(len(bytes(value)) for value in filled.fields.values())
     tokens = bound_tokens(request_bytes=size, messages=body.message_count, max_tokens=filled.max_tokens, n=body.n)
-    dimensions = {"agent": who.agent.name, "key": caller.key, "operation": who.operation, "user": who.user}
+    dimensions = {
+        "agent": who.agent.name,
+        "key": caller.key,
+        "operation": who.operation,
+        "user": plan.kept_user(who.user),
+    }
 
     def link(target: Target) -> Link:
         price = target.price

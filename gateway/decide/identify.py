@@ -20,7 +20,6 @@ AUTO = "auto"
 _AUTO = frozenset({AUTO, "gateway/auto", "agent/auto"})
 MAX_USER_CHARS = 512
 MAX_CALL_TIMEOUT_MS = 3_600_000
-USER_HASH_CHARS = 32
 
 
 class Caller(NamedTuple):
@@ -87,11 +86,6 @@ def identify(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Cal
     )
 
 
-def hash_user(user: str, salt: str) -> str:
-    """The user as it is kept: 128 bits of SHA-256 in hex. With a salt of the deployment's own it cannot be guessed."""
-    return sha256(f"{salt}.{user}".encode("utf-8", "surrogateescape")).hexdigest()[:USER_HASH_CHARS] if user else ""
-
-
 def prompt_of(headers: Mapping[str, str], body: ChatBody, now_s: float) -> Prompt:
     """What the router may look at."""
     texts = body.texts()
@@ -110,20 +104,19 @@ def _agent(
     plan: Plan, named: str, headers: Mapping[str, str], body: ChatBody, caller: Caller, now_s: float
 ) -> tuple[AgentPlan, str, str, str]:
     """The agent, how it was found, the rule and the reason, in the order of the documentation."""
-    if named:
+    model = body.model
+    if named and named not in _AUTO:
         if not is_name(named):
             raise Refused("invalid_header", f"x-gateway-agent may hold {NAME}", param="x-gateway-agent")
-        if named not in _AUTO:
-            return _known(plan, named, named, "header", "named in x-gateway-agent")
-    model = body.model
+        return _known(plan, named, named, "header", "named in x-gateway-agent")
+    if named or model in _AUTO:
+        route = plan.routes.decide(prompt_of(headers, body, now_s))
+        return plan.agents[route.agent], "rule", route.rule, route.why
     agent = plan.agents.get(model.removeprefix("agent/"))
     if agent is not None:
         return agent, "model", "", "named as the model"
-    if len(caller.agents) == 1 and model not in _AUTO:
+    if len(caller.agents) == 1:
         return plan.agents[caller.agents[0]], "key", "", "the key's own agent"
-    if model in _AUTO or named in _AUTO:
-        route = plan.routes.decide(prompt_of(headers, body, now_s))
-        return plan.agents[route.agent], "rule", route.rule, route.why
     as_named = plan.raw_agent(model)
     if as_named is not None:
         return as_named, "raw model", "", "a model named outright"

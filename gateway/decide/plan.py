@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from gateway.decide.assign import bucket_of, is_treated
+from gateway.decide.assign import bucket_of, hash_user, is_treated
 from gateway.decide.prices import PriceBook
 from gateway.decide.route import Routes, compile_routes
 from gateway.domain.call import Variant
@@ -17,6 +17,7 @@ from gateway.domain.errors import Refused
 from gateway.domain.money import Price
 from gateway.domain.policy import BPS_PER_PERCENT, Cap, Key, Limits, Overrides, Policy
 from gateway.domain.rules import Routing
+from gateway.domain.secret import Secret
 from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
 from gateway.domain.wire import raw
 
@@ -65,6 +66,7 @@ class Plan(NamedTuple):
     default_agent: str
     prices: PriceBook
     upstream_kinds: Mapping[str, str]
+    serving_upstream: str
     use_finetuned: bool
     is_experiment: bool
     fallback_enabled: bool
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
     limits: Limits
     caps: tuple[Cap, ...]
     keys: tuple[Key, ...]
+    user_salt: Secret
 
     def raw_agent(self, ref: str) -> AgentPlan | None:
         """A stand-in agent for a model named outright, where the policy lets it pass and the upstream exists."""
@@ -81,8 +84,13 @@ class Plan(NamedTuple):
         kind = self.upstream_kinds.get(upstream)
         if not self.allow_raw_models or kind is None or not model:
             return None
-        target = Target(ref, upstream, model, kind, self.prices.find(ref, kind))
+        serving = self.serving_upstream or upstream
+        target = Target(ref, serving, model, self.upstream_kinds[serving], self.prices.find(ref, kind))
         return AgentPlan(RAW_AGENT, "", RAW_AGENT, 0, (target,), (target,), {"max_tokens": raw(MAX_TOKENS_IF_UNSET)})
+
+    def kept_user(self, user: str) -> str:
+        """The user as records and accounts know it."""
+        return hash_user(user, self.user_salt.reveal())
 
     def assign(
         self, agent: AgentPlan, user: str, *, variant: Variant | None = None, allow_fallback: bool = True
@@ -120,6 +128,7 @@ def compile_plan(
         default_agent=routing.default_agent,
         prices=prices,
         upstream_kinds={name: upstream.kind for name, upstream in settings.upstreams.items()},
+        serving_upstream=policy.models.upstream,
         use_finetuned=policy.models.use_finetuned,
         is_experiment=policy.ab_testing.enabled,
         fallback_enabled=policy.models.fallback_enabled,
@@ -127,17 +136,18 @@ def compile_plan(
         allow_raw_models=policy.models.allow_raw_models,
         overrides=policy.overrides,
         limits=policy.limits,
-        caps=tuple(policy.caps),
+        caps=tuple(_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps),
         keys=tuple(policy.keys),
+        user_salt=settings.server.user_salt,
     )
 
 
 def upstreams_in_use(settings: Settings, policy: Policy) -> frozenset[str]:
     """The upstreams some call may be sent to under this policy. Only these need their secrets."""
-    if policy.models.allow_raw_models:
-        return frozenset(settings.upstreams)
     if policy.models.upstream:
         return frozenset({policy.models.upstream})
+    if policy.models.allow_raw_models:
+        return frozenset(settings.upstreams)
     refs: list[str] = []
     for agent in settings.agents.values():
         refs.append(agent.baseline)
@@ -166,7 +176,23 @@ def _agent_plan(name: str, agent: Agent, settings: Settings, policy: Policy, pri
         share_bps=round(policy.ab_testing.rollout_percentage * BPS_PER_PERCENT)
         if policy.ab_testing.enabled
         else 10_000,
-        finetuned=(finetuned, baseline, *further) if policy.models.fallback_enabled else (finetuned,),
-        baseline=(baseline, *further),
+        finetuned=_chain(finetuned, baseline, *further) if policy.models.fallback_enabled else (finetuned,),
+        baseline=_chain(baseline, *further),
         defaults=defaults,
     )
+
+
+def _chain(*targets: Target) -> tuple[Target, ...]:
+    """The models in order, each once: a model that failed is not a fallback for itself."""
+    chain: dict[str, Target] = {}
+    for target in targets:
+        chain.setdefault(target.ref, target)
+    return tuple(chain.values())
+
+
+def _cap_by_kept_users(cap: Cap, salt: Secret) -> Cap:
+    """Policies name users as people know them, accounts know only their hashes."""
+    if "user" not in cap.only:
+        return cap
+    users = [hash_user(user, salt.reveal()) for user in cap.only["user"]]
+    return msgspec.structs.replace(cap, only={**cap.only, "user": users})

@@ -39,7 +39,13 @@ class Only(NamedTuple):
     values: frozenset[str]
 
 
-Op = Pass | Rename | Clamp | Only
+class Rewrite(NamedTuple):
+    """Sent in the provider's own form."""
+
+    into: Callable[[Any], Any]
+
+
+Op = Pass | Rename | Clamp | Only | Rewrite
 
 
 class Dialect(NamedTuple):
@@ -76,6 +82,8 @@ def translate(dialect: Dialect, fields: Fields) -> tuple[Fields, list[str]]:
                     sent[to] = value
             case Clamp(low, high):
                 sent[name] = _clamped(value, low, high)
+            case Rewrite(into):
+                sent[name] = raw(into(_decoded(value)))
             case Only(values):
                 chosen = _decoded(value)
                 if isinstance(chosen, str) and chosen in values:
@@ -125,17 +133,30 @@ def _messages(keys_by_role: Mapping[str, frozenset[str]], value: Raw) -> tuple[R
 
 # --- Mistral ---------------------------------------------------------------------------------------------------------
 
+
+def _mistral_tools(tools: Any) -> Any:
+    """OpenAI lets a function do without parameters and takes nulls in it; Mistral wants the one and not the others."""
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict):
+            for name in [name for name, value in function.items() if value is None]:
+                del function[name]
+            function.setdefault("parameters", {"type": "object", "properties": {}})
+    return tools
+
+
 _MISTRAL_FIELDS: Mapping[str, Op] = {
     **dict.fromkeys(
         (
             "model", "messages", "top_p", "max_tokens", "stream", "stop", "random_seed", "metadata", "response_format",
-            "tools", "tool_choice", "presence_penalty", "frequency_penalty", "min_tokens", "repetition_penalty",
+            "tool_choice", "presence_penalty", "frequency_penalty", "min_tokens", "repetition_penalty",
             "top_k", "logprobs", "top_logprobs", "n", "prediction", "parallel_tool_calls", "reasoning_effort",
             "prompt_mode", "guardrails", "prompt_cache_key", "safe_prompt",
         ),
         Pass(),
     ),
     "temperature": Clamp(0.0, 1.5),
+    "tools": Rewrite(_mistral_tools),
     "max_completion_tokens": Rename("max_tokens"),
     "seed": Rename("random_seed"),
     "service_tier": Only(frozenset({"auto", "standard_only"})),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from gateway.decide.budget import Amounts, Hold, bound_tokens
 from gateway.decide.fallback import REMEDIES
 from gateway.decide.fill import Filled
-from gateway.decide.identify import Caller, Identity, hash_user
+from gateway.decide.identify import Caller, Identity
 from gateway.decide.plan import Assignment, Target
 from gateway.domain.call import Attempt, CallRecord, CostBasis
 from gateway.domain.errors import GatewayError, Refused, UpstreamFault
@@ -57,7 +57,7 @@ class OpenCall:
         """Note who calls, and until when they wait."""
         record = self.record
         record.agent, record.agent_from, record.rule = who.agent.name, who.agent_from, who.rule
-        record.user = hash_user(who.user, self.runtime.server.user_salt.reveal())
+        record.user = self.plan.kept_user(who.user)
         record.key, record.operation = caller.key, who.operation
         record.stream, record.model_asked = body.stream, body.model[:256]
         self._why = who.why

@@ -7,6 +7,7 @@ reads nothing for `server.idle_timeout_s` counts as gone.
 
 import asyncio
 import time
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -17,6 +18,8 @@ from gateway.edge.open_call import OpenCall
 
 # After the last finish_reason only usage and `[DONE]` can come; a provider that forgets them is not waited for.
 GRACE_S = 2.0
+# What follows `[DONE]` is an empty chunk, which comes at once if it comes at all.
+READ_OUT_S = 0.25
 
 
 class Relay:
@@ -59,15 +62,18 @@ class Relay:
             else:
                 self._call.failed(error)
         await self._end(error)
+        if self._tap.done:
+            await self._read_out()
 
     async def _pump(self) -> None:
         """Events out until the provider is done. Raises `UpstreamFault` where it ends without having finished."""
         events: list[bytes] | None = self._begun.events
-        while events is not None and not self._tap.done:
+        while events is not None:
             await self._forward(events)
+            if self._tap.done:
+                return
             events = await self._read()
-        if not self._tap.done:
-            await self._forward(self._begun.splitter.end())
+        await self._forward(self._begun.splitter.end())
         if not self._is_complete:
             raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's answer broke off before its end")
 
@@ -86,6 +92,13 @@ class Relay:
             # Also before a fault is raised: what came before it is good.
             if out:
                 await self._write(b"".join(out))
+
+    async def _read_out(self) -> None:
+        """The end of a stream that is done, by which its connection can be used again. The client has all by now."""
+        with suppress(TimeoutError, UpstreamFault):
+            async with asyncio.timeout(READ_OUT_S):
+                while await self._begun.next_events() is not None:
+                    pass
 
     def _keeps(self, data: bytes) -> bool:
         """Look at an event; whether it goes out. Raises `UpstreamFault` where it tells of an error."""

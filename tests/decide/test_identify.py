@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.decide.identify import MAX_USER_CHARS, Caller, Identity, find_caller, hash_user, identify
+from gateway.decide.assign import hash_user
+from gateway.decide.identify import MAX_USER_CHARS, Caller, Identity, find_caller, identify
 from gateway.decide.plan import Plan
 from gateway.domain.errors import Refused
 from tests.planning import NOW_S, body_of, plan_of
@@ -63,6 +64,8 @@ def refusal(headers: dict[str, str] | None = None, caller: Caller = TRUSTED, pla
         ({}, TRUSTED, "gateway/auto", "qa_agent", "rule"),
         ({}, TRUSTED, "agent/auto", "qa_agent", "rule"),
         ({"x-gateway-agent": "auto"}, TRUSTED, "gpt-4o", "qa_agent", "rule"),
+        ({"x-gateway-agent": "auto"}, TRUSTED, "legal_agent", "qa_agent", "rule"),
+        ({"x-gateway-agent": "gateway/auto"}, TRUSTED, "legal_agent", "qa_agent", "rule"),
         ({}, Caller("k", ("qa_agent",), True), "auto", "qa_agent", "rule"),
     ],
 )

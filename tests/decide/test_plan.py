@@ -214,7 +214,7 @@ def test_every_agent_has_a_limit_on_its_tokens() -> None:
         ("models.fallback_enabled = false", {"mistral"}),
         ("models.use_finetuned = false\nmodels.fallback_enabled = false", {"mistral"}),
         ('models.upstream = "sim"', {"sim"}),
-        ('models.upstream = "sim"\nmodels.allow_raw_models = true', {"mistral", "openai", "sim"}),
+        ('models.upstream = "sim"\nmodels.allow_raw_models = true', {"sim"}),
         ("models.fallback_enabled = false\nmodels.allow_raw_models = true", {"mistral", "openai", "sim"}),
     ],
 )
@@ -237,3 +237,25 @@ def test_no_chain_leads_to_an_upstream_that_is_not_in_use() -> None:
         for agent in plan_of(policy).agents.values():
             chains = agent.baseline if "use_finetuned" in policy else (*agent.finetuned, *agent.baseline)
             assert {target.upstream for target in chains} <= used
+
+
+def test_a_model_named_outright_goes_where_the_policy_sends_every_model() -> None:
+    agent = plan_of('models.upstream = "sim"\nmodels.allow_raw_models = true').raw_agent("mistral/base")
+    assert agent is not None
+    (target,) = agent.baseline
+    assert (target.ref, target.upstream, target.kind) == ("mistral/base", "sim", "simulator")
+
+
+def test_a_chain_names_each_model_once() -> None:
+    config = CONFIG.replace(
+        'fallbacks = ["openai/gpt-4o", "sim/small"]', 'fallbacks = ["mistral/base", "mistral/ft:qa"]'
+    )
+    agent = plan_of(config=config).agents["qa_agent"]
+    assert [target.ref for target in agent.finetuned] == ["mistral/ft:qa", "mistral/base"]
+    assert [target.ref for target in agent.baseline] == ["mistral/base", "mistral/ft:qa"]
+
+
+def test_a_cap_on_named_users_knows_them_as_accounts_do() -> None:
+    plan = plan_of('[[caps]]\nper = "day"\nrequests = 1\nonly = { user = ["u1"] }')
+    assert plan.caps[0].only["user"] == [plan.kept_user("u1")]
+    assert plan.kept_user("u1") != "u1"

@@ -76,6 +76,12 @@ def without_head(sent: dict[str, Any]) -> dict[str, Any]:
         ({"service_tier": None}, {}, []),
         ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}, []),
         ({"safe_prompt": True}, {"safe_prompt": True}, []),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": None, "description": None}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]},
+            [],
+        ),
+        ({"tools": ["odd", {"type": "x"}]}, {"tools": ["odd", {"type": "x"}]}, []),
         (UNKNOWN_TO_MISTRAL, {}, list(UNKNOWN_TO_MISTRAL)),
         (dict.fromkeys(UNKNOWN_TO_MISTRAL), {}, []),
     ],

@@ -104,7 +104,6 @@ STREAM_FAULTS: dict[str, Fault] = {
     "a head and a reset": (begins_and_resets, FaultKind.RESET),
     "a head and silence": (begins_and_is_silent, FaultKind.TIMEOUT),
     "a head, a comment and silence": (comments_and_is_silent, FaultKind.TIMEOUT),
-    "a head and broken framing": (begins_out_of_frame, FaultKind.RESET),
 }  # fmt: skip
 WHOLE_FAULTS: dict[str, Fault] = {
     "finish_reason error": (
@@ -164,6 +163,16 @@ async def test_what_may_have_been_billed_is_posted_at_its_bound(tmp_path: Path) 
         assert failed.cost_nusd > answered.cost_nusd > 0
         (dollars, *_) = trip.gateway.runtime.books._accounts.values()
         assert dollars.posted == failed.cost_nusd + answered.cost_nusd
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_broken_framing_is_not_waited_on(tmp_path: Path, stream: bool) -> None:
+    async with journey(tmp_path, begins_out_of_frame) as trip:
+        answer = await trip.ask(stream=stream)
+        # Which of the two depends on whether the head came in the same breath.
+        kind = trip.record.attempts[0].fault
+        assert kind in (FaultKind.INVALID, FaultKind.RESET)
+        check_fell_back(trip, answer, kind)
 
 
 async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:

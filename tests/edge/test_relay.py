@@ -110,6 +110,24 @@ async def test_a_provider_that_finished_and_holds_the_line_is_not_waited_for(
         assert trip.record.error == ""
 
 
+async def test_the_end_goes_out_when_the_provider_says_done_and_not_when_it_closes(tmp_path: Path) -> None:
+    async def lingers(turn: Turn) -> None:
+        await turn.begin_stream()
+        for data in (delta("Paris"), finish(), DONE):
+            await turn.event(data)
+        await has_read.wait()
+        await turn.end()
+
+    has_read = asyncio.Event()
+    async with journey(tmp_path, lingers, says("again")) as trip:
+        answer = await trip.ask(stream=True)
+        has_read.set()
+        assert answer.events[-1] == DONE
+        # The connection was not lost by it.
+        assert (await trip.ask(stream=True)).streamed_text == "again"
+        assert trip.first.connections == 1
+
+
 async def test_an_end_that_comes_without_a_blank_line_counts(tmp_path: Path) -> None:
     async def stops_short(turn: Turn) -> None:
         await turn.begin_stream()
