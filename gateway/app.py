@@ -60,7 +60,7 @@ class Gateway:
         self.runtime = Runtime(
             plan=loaded.plan,
             server=settings.server,
-            upstreams=self._pools,
+            upstreams=dict(self._pools),
             books=books,
             journal=journal,
             observer=observer,

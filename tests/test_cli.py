@@ -276,10 +276,10 @@ def test_a_new_key_opens_what_its_entry_says(files: Files) -> None:
     files.write(dev=f"{''.join(entries)}\n[models]\nuse_finetuned = false\n")
     plan = files.load().plan
     for key, name in zip(shown, ("one", "two"), strict=True):
-        caller = find_caller(plan, f"Bearer {key}", is_loopback=False)
+        caller = find_caller(plan, {"Authorization": f"Bearer {key}"}, is_loopback=False)
         assert (caller.key, caller.agents) == (name, ("qa_agent",))
         with pytest.raises(Refused):
-            find_caller(plan, f"Bearer {key}x", is_loopback=True)
+            find_caller(plan, {"Authorization": f"Bearer {key}x"}, is_loopback=True)
 
 
 def test_a_key_for_every_agent_names_none(files: Files) -> None:

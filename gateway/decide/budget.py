@@ -8,6 +8,7 @@ behind the same four verbs.
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from gateway.domain.money import format_usd
@@ -158,7 +159,13 @@ def caps_that_apply(caps: Iterable[Cap], dimensions: Mapping[str, str]) -> list[
 
 def window_start_s(per: str, now_s: float) -> int:
     """Start of the UTC window that holds `now_s`, unix seconds. `total` began at 0."""
-    moment = datetime.fromtimestamp(now_s, UTC).replace(minute=0, second=0, microsecond=0)
+    return _window_start_s(per, int(now_s // 3600))
+
+
+@lru_cache(maxsize=64)
+def _window_start_s(per: str, hour: int) -> int:
+    """The same by hours since 1970: every window begins with an hour, so calendar arithmetic is done once in one."""
+    moment = datetime.fromtimestamp(hour * 3600, UTC)
     match per:
         case "hour":
             return int(moment.timestamp())

@@ -16,6 +16,7 @@ from gateway.domain.names import ID, NAME, is_id, is_name
 from gateway.domain.wire import ChatBody
 
 AUTO = "auto"
+_CLOSE = {"Connection": "close"}
 # `auto` in the ways frameworks let one write it; some insist on a provider prefix.
 _AUTO = frozenset({AUTO, "gateway/auto", "agent/auto"})
 MAX_USER_CHARS = 512
@@ -46,11 +47,14 @@ class Identity(NamedTuple):
     patience_s: float | None
 
 
-def find_caller(plan: Plan, authorization: str, *, is_loopback: bool) -> Caller:
-    """The caller behind an `Authorization` header. Raises `Refused` where the policy has keys and this is none."""
+def find_caller(plan: Plan, headers: Mapping[str, str], *, is_loopback: bool) -> Caller:
+    """The caller behind a request's headers. Raises `Refused` where the policy has keys and this shows none of them,
+    and where it has none and a web page asks: any page may send requests to this machine, and they would cost money."""
     if not plan.keys:
+        if "Origin" in headers:
+            raise Refused("origin_not_allowed", "web pages need a key; the policy has none", headers=_CLOSE)
         return Caller("", (), is_loopback)
-    scheme, _, shown = authorization.partition(" ")
+    scheme, _, shown = headers.get("Authorization", "").partition(" ")
     digest = sha256(shown.strip().encode("utf-8", "surrogateescape")).hexdigest()
     found = None
     for key in plan.keys:

@@ -39,6 +39,7 @@ CODES: Mapping[str, ErrorCode] = {
     "invalid_header": ErrorCode(400, "invalid_request_error", "An `x-gateway-*` header holds what it may not."),
     # Who asks, and for what.
     "invalid_api_key": ErrorCode(401, "invalid_request_error", "The policy wants a key; none or a wrong one came."),
+    "origin_not_allowed": ErrorCode(403, "invalid_request_error", "A web page asks, and the policy has no keys."),
     "agent_not_allowed": ErrorCode(403, "invalid_request_error", "The key may not use this agent."),
     "override_not_allowed": ErrorCode(403, "invalid_request_error", "The policy forbids this `x-gateway-*` override."),
     "model_not_found": ErrorCode(404, "invalid_request_error", "Neither an agent nor a model the policy lets pass."),

@@ -34,9 +34,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
     runtime.observer.in_flight += 1
     response: web.StreamResponse | None = None
     try:
-        raw_body = await admit(runtime, request)
-        body = read_chat(raw_body)
-        caller = find_caller(call.plan, request.headers.get("Authorization", ""), is_loopback=is_loopback(request))
+        # Before the body is read: a stranger's must not cost us memory.
+        caller = find_caller(call.plan, request.headers, is_loopback=is_loopback(request))
+        body = read_chat(await admit(runtime, request))
         who = identify(call.plan, request.headers, body, caller, now_s=time.time())
         call.identified(who, caller, body)
         assignment = call.plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
@@ -111,7 +111,7 @@ async def _stream(
     """A streamed answer; the exchange with the provider ends with it, however it ends."""
     try:
         await response.prepare(request)
-        await Relay(call, begun, response, wants_usage=body.include_usage, n=body.n).run()
+        await Relay(call, begun, response, request.transport, wants_usage=body.include_usage, n=body.n).run()
     finally:
         begun.exchange.close()
     if call.record.client_left and request.transport is not None:

@@ -20,7 +20,7 @@ async def list_models(request: web.Request) -> web.Response:
     """Every name this caller may ask for."""
     plan = request.app[RUNTIME].plan
     try:
-        caller = find_caller(plan, request.headers.get("Authorization", ""), is_loopback=is_loopback(request))
+        caller = find_caller(plan, request.headers, is_loopback=is_loopback(request))
     except GatewayError as error:
         return error_reply(error)
     found = [_model(name) for name in _names(plan, caller)]
@@ -32,7 +32,7 @@ async def show_model(request: web.Request) -> web.Response:
     plan = request.app[RUNTIME].plan
     name = request.match_info["id"]
     try:
-        caller = find_caller(plan, request.headers.get("Authorization", ""), is_loopback=is_loopback(request))
+        caller = find_caller(plan, request.headers, is_loopback=is_loopback(request))
         if name not in _names(plan, caller):
             raise Refused("model_not_found", "there is no such agent or model", param="model")
     except GatewayError as error:

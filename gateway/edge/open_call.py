@@ -242,7 +242,8 @@ class OpenCall:
             "x-gateway-cost-usd": format_usd(self.record.cost_nusd),
             "x-gateway-overhead-ms": f"{(elapsed_s - self.waited_s) * 1000:.3f}",
         }
-        remaining = self.runtime.books.remaining_nusd(self._dimensions, now_s=time.time())
+        dimensions = {**self._dimensions, "model": self.record.model_sent}
+        remaining = self.runtime.books.remaining_nusd(dimensions, now_s=time.time())
         if remaining is not None:
             found["x-gateway-budget-remaining-usd"] = format_usd(max(0, remaining))
         return found

@@ -18,6 +18,8 @@ from gateway.edge.open_call import OpenCall
 
 # After the last finish_reason only usage and `[DONE]` can come; a provider that forgets them is not waited for.
 GRACE_S = 2.0
+# Less than this unsent does not make a write wait, so no timer is set for it.
+EASY_BYTES = 32 * 2**10
 # What follows `[DONE]` is an empty chunk, which comes at once if it comes at all.
 READ_OUT_S = 0.25
 
@@ -26,11 +28,19 @@ class Relay:
     """One stream on its way out."""
 
     def __init__(
-        self, call: OpenCall, begun: Begun, response: web.StreamResponse, *, wants_usage: bool, n: int
+        self,
+        call: OpenCall,
+        begun: Begun,
+        response: web.StreamResponse,
+        transport: asyncio.Transport | None,
+        *,
+        wants_usage: bool,
+        n: int,
     ) -> None:
         self._call = call
         self._begun = begun
         self._response = response
+        self._transport = transport
         self._wants_usage = wants_usage
         self._n = n
         self._tap = Tap()
@@ -122,14 +132,19 @@ class Relay:
         since_s = time.perf_counter()
         if self._call.record.first_chunk_ms is None:
             self._call.record.first_chunk_ms = round((since_s - self._call.started_s) * 1000, 3)
-        self._allow(self._call.runtime.server.idle_timeout_s)
+        if self._transport is None or self._transport.get_write_buffer_size() + len(data) > EASY_BYTES:
+            self._allow(self._call.runtime.server.idle_timeout_s)
         self._waits_for_client = True
         await self._response.write(data)
         self._waits_for_client = False
         self._call.heard_s = time.perf_counter()
 
     def _allow(self, seconds: float) -> None:
-        self._patience.reschedule(asyncio.get_running_loop().time() + max(0.0, seconds))
+        """Bound the wait that begins now. A timer that is right to a tenth stays: setting one costs more than a chunk."""
+        when = asyncio.get_running_loop().time() + max(0.0, seconds)
+        set_for = self._patience.when()
+        if set_for is None or not 0 <= when - set_for <= seconds * 0.1:
+            self._patience.reschedule(when)
 
     async def _end(self, error: GatewayError | None) -> None:
         """Record, and only then say how it ended."""

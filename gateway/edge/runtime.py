@@ -1,11 +1,11 @@
 """What a request needs, in one place: built by app.py, read by the rooms of the edge.
 
-`plan` and `loaded` are swapped together by a reload, between two requests and never within one; all else stays for the
+A reload swaps `plan`, `upstreams` and `effective`, between two requests and never within one; all else stays for the
 life of the process.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from aiohttp import web
 
@@ -15,9 +15,6 @@ from gateway.domain.settings import Server
 from gateway.edge.observe import Observer
 from gateway.edge.upstream import Upstream
 from gateway.store.journal import Journal
-
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class Runtime:
@@ -32,7 +29,7 @@ class Runtime:
         books: Books,
         journal: Journal,
         observer: Observer,
-        effective: "Mapping[str, Any]",
+        effective: Mapping[str, Any],
     ) -> None:
         self.plan = plan
         self.server = server

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from io import BytesIO
 from typing import Protocol
 
 import aiohttp
@@ -26,6 +27,7 @@ MAX_ANSWER_BYTES = 64 * 2**20
 # A provider closes idle connections after 60 s or more; ours go first, so that none is closed under a request.
 KEEPALIVE_S = 20.0
 READ_BYTES = 64 * 2**10
+LARGE_BYTES = 512 * 2**10
 
 
 class Exchange(Protocol):
@@ -158,7 +160,11 @@ class HttpUpstream:
         try:
             async with asyncio.timeout(within_s):
                 response = await self._session.post(
-                    self._url, data=body, headers={**self._headers, **headers}, allow_redirects=False
+                    self._url,
+                    # aiohttp writes a file piece by piece, and large bytes at once, of which it warns.
+                    data=body if len(body) <= LARGE_BYTES else BytesIO(body),
+                    headers={**self._headers, **headers},
+                    allow_redirects=False,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _fault_of(error, self.name) from error

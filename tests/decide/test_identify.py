@@ -287,7 +287,7 @@ KEYED = plan_of(key("a", "sk-a") + key("b", "sk-b", 'agents = ["qa_agent"]\ntrus
 )
 def test_a_key_opens(authorization: str, caller: Caller) -> None:
     for is_loopback in (True, False):
-        assert find_caller(KEYED, authorization, is_loopback=is_loopback) == caller
+        assert find_caller(KEYED, {"Authorization": authorization}, is_loopback=is_loopback) == caller
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_key_opens(authorization: str, caller: Caller) -> None:
 )  # fmt: skip
 def test_anything_else_does_not_and_is_not_quoted(authorization: str) -> None:
     with pytest.raises(Refused) as caught:
-        find_caller(KEYED, authorization, is_loopback=True)
+        find_caller(KEYED, {"Authorization": authorization}, is_loopback=True)
     refused = caught.value
     assert (refused.code, refused.status) == ("invalid_api_key", 401)
     assert refused.headers == {"WWW-Authenticate": "Bearer"}
@@ -307,8 +307,8 @@ def test_anything_else_does_not_and_is_not_quoted(authorization: str) -> None:
 
 def test_without_keys_only_the_own_machine_is_trusted() -> None:
     for authorization in ("", "Bearer whatever-the-sdk-sends"):
-        assert find_caller(PLAN, authorization, is_loopback=True) == Caller("", (), True)
-        assert find_caller(PLAN, authorization, is_loopback=False) == Caller("", (), False)
+        assert find_caller(PLAN, {"Authorization": authorization}, is_loopback=True) == Caller("", (), True)
+        assert find_caller(PLAN, {"Authorization": authorization}, is_loopback=False) == Caller("", (), False)
 
 
 def test_every_key_is_compared_so_that_no_position_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,5 +319,13 @@ def test_every_key_is_compared_so_that_no_position_shows(monkeypatch: pytest.Mon
         return left == right
 
     monkeypatch.setattr("gateway.decide.identify.compare_digest", compare)
-    find_caller(KEYED, "Bearer sk-a", is_loopback=True)
+    find_caller(KEYED, {"Authorization": "Bearer sk-a"}, is_loopback=True)
     assert compared == [each.sha256 for each in KEYED.keys]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", ""])
+def test_a_web_page_is_refused_while_there_are_no_keys(origin: str) -> None:
+    with pytest.raises(Refused) as caught:
+        find_caller(PLAN, {"Origin": origin}, is_loopback=True)
+    assert (caught.value.code, caught.value.status) == ("origin_not_allowed", 403)
+    assert find_caller(KEYED, {"Origin": origin, "Authorization": "Bearer sk-a"}, is_loopback=True).key == "a"

@@ -42,7 +42,6 @@ async def check_next_connection(gateway: RunningGateway) -> None:
 
 
 # aiohttp's client thinks that 20 MB at once are much; they are what an image needs.
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_an_image_of_20_megabytes_goes_through_whole(tmp_path: Path) -> None:
     image = "data:image/png;base64," + base64.b64encode(bytes(range(256)) * 60_000).decode()
     assert len(image) > 20_000_000

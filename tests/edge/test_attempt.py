@@ -1,4 +1,4 @@
-"""One try at one model: whatever goes wrong before the answer has begun falls back, and says which way it went wrong."""
+"""One try at one model: whatever goes wrong before the answer has begun falls back, and its kind is told."""
 
 import asyncio
 from collections.abc import Mapping
@@ -203,7 +203,9 @@ async def test_a_request_that_is_refused_is_not_tried_elsewhere(tmp_path: Path, 
 
 async def test_mistrals_flat_refusal_comes_out_in_openais_shape(tmp_path: Path) -> None:
     detail = [{"type": "extra_forbidden", "loc": ["body", "user"], "msg": "Extra inputs are not permitted"}]
-    async with journey(tmp_path, refuses(422, {"object": "error", "message": {"detail": detail}, "code": 3051})) as trip:
+    async with journey(
+        tmp_path, refuses(422, {"object": "error", "message": {"detail": detail}, "code": 3051})
+    ) as trip:
         answer = await trip.ask()
         assert answer.status == 422
         assert answer.error == {

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+from aiohttp.web import StreamResponse
 
 from gateway.domain.errors import FaultKind
 from gateway.edge import relay
@@ -110,7 +112,11 @@ async def test_a_provider_that_finished_and_holds_the_line_is_not_waited_for(
         assert trip.record.error == ""
 
 
-async def test_the_end_goes_out_when_the_provider_says_done_and_not_when_it_closes(tmp_path: Path) -> None:
+async def test_the_end_goes_out_when_the_provider_says_done_and_not_when_it_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "READ_OUT_S", 20.0)
+
     async def lingers(turn: Turn) -> None:
         await turn.begin_stream()
         for data in (delta("Paris"), finish(), DONE):
@@ -332,6 +338,21 @@ async def test_a_slow_reader_holds_the_provider_back_and_then_gets_everything(
             tail = tail[-20:] + data[-40:]
         assert received >= EVENTS * len(PADDING)
         assert (trip.record.error, trip.record.client_left) == ("", False)
+
+
+async def test_a_client_that_does_not_take_the_last_byte_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never(response: StreamResponse, data: bytes = b"") -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(StreamResponse, "write_eof", never)
+    async with journey(tmp_path, says("Paris"), server="idle_timeout_s = 0.05") as trip:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await trip.ask(stream=True)
+        monkeypatch.undo()
+        trip.check_at_rest()
+        assert "bug" not in caplog.text
 
 
 async def test_a_client_that_never_reads_is_let_go_and_the_provider_with_it(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ from tests.scripted import (
 
 async def test_of_a_callers_headers_only_the_trace_goes_on(tmp_path: Path) -> None:
     said = {
-        "Authorization": "Bearer callers-own", "Cookie": "a=b", "User-Agent": "their-sdk/1", "x-forwarded-for": "10.1.1.1",
-        "x-gateway-user": "u1", "OpenAI-Organization": "org-1", "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+        "Authorization": "Bearer callers-own", "Cookie": "a=b", "User-Agent": "their-sdk/1", "x-internal": "1",
+        "x-gateway-user": "u1", "OpenAI-Project": "p-1", "traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01",
         "tracestate": "a=b", "x-stainless-lang": "python",
     }  # fmt: skip
     async with journey(tmp_path, says("Paris")) as trip:

@@ -1,0 +1,445 @@
+"""Whole processes: start, traffic, reload under load, drain, and death at any moment."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from gateway.config import Loaded
+from gateway.domain.call import CallRecord
+from gateway.store.journal import Torn, read_journal
+from tests.running import CHAT, chat, running_gateway
+from tests.scripted import DONE, Scripted, Turn, delta, event, finish, says, scripted
+
+ROOT = Path(__file__).parent.parent
+# So long that only a hang can reach it.
+PATIENCE_S = 30.0
+ADDRESSES = re.compile(r"agents +(http://\S+)/v1 .*?admin +(http://\S+) ", re.DOTALL)
+POLICY = "[models]\nuse_finetuned = false\n"
+
+
+class Files:
+    """The configuration of one test's gateway."""
+
+    def __init__(self, folder: Path, provider: Scripted) -> None:
+        self.folder, self._base_url = folder, provider.base_url
+        (folder / "policies").mkdir()
+        (folder / "policies" / "routing.toml").write_text('default_agent = "qa_agent"\n')
+        self.write_config()
+        self.write_policy(POLICY)
+
+    def write_config(self, *, model: str = "a", server: str = "", more: str = "") -> None:
+        self._replace(
+            "config.toml",
+            f"""
+            [server]
+            data = "127.0.0.1:0"
+            admin = "127.0.0.1:0"
+            {server}
+            [upstreams.first]
+            kind = "compatible"
+            base_url = "{self._base_url}"
+            [agents.qa_agent]
+            finetuned = "first/ft:a"
+            baseline = "first/{model}"
+            [journal]
+            dir = "{self.folder / "journal"}"
+            {more}
+            """,
+        )
+
+    def write_policy(self, text: str) -> None:
+        self._replace("policies/dev.toml", text)
+
+    def records(self) -> list[CallRecord]:
+        """The journal; a torn line fails the test."""
+        found = list(read_journal(self.folder / "journal" / "calls.journal"))
+        assert not [record for record in found if isinstance(record, Torn)]
+        return [record for record in found if isinstance(record, CallRecord)]
+
+    def _replace(self, name: str, text: str) -> None:
+        # As an editor does it: whoever reads sees the old file or the new one.
+        draft = self.folder / "draft"
+        draft.write_text(text)
+        draft.replace(self.folder / name)
+
+
+class Process:
+    """A gateway of its own, and a client for it."""
+
+    def __init__(self, child: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> None:
+        self.child, self.session = child, session
+        self.lines: list[str] = []
+        self.data_url = self.admin_url = ""
+
+    async def announced(self) -> None:
+        """Read what it says of itself, up to its addresses."""
+        assert self.child.stdout is not None
+        said = ""
+        while not (found := ADDRESSES.search(said)):
+            line = await asyncio.wait_for(self.child.stdout.readline(), PATIENCE_S)
+            assert line, await self.child.stderr.read() if self.child.stderr else said
+            said += line.decode()
+        self.data_url, self.admin_url = found.groups()
+
+    async def logged(self, words: str) -> dict[str, Any]:
+        """Wait for a log line that has these words; the line."""
+        assert self.child.stderr is not None
+        while True:
+            line = await asyncio.wait_for(self.child.stderr.readline(), PATIENCE_S)
+            assert line, f"it ended without saying {words!r}: {self.lines}"
+            self.lines.append(line.decode())
+            if words in self.lines[-1]:
+                return msgspec.json.decode(line)  # type: ignore[no-any-return]
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        return await asyncio.wait_for(self.child.wait(), PATIENCE_S)
+
+    def post(self, **fields: Any) -> Any:
+        return self.session.post(f"{self.data_url}{CHAT}", json=chat(**fields))
+
+    async def ask(self, **fields: Any) -> tuple[int, str, Any]:
+        """Status, request id, body."""
+        async with asyncio.timeout(PATIENCE_S), self.post(**fields) as response:
+            return response.status, response.headers["x-request-id"], await response.json()
+
+    async def admin(self, path: str) -> tuple[int, str]:
+        async with asyncio.timeout(PATIENCE_S), self.session.get(f"{self.admin_url}{path}") as response:
+            return response.status, await response.text()
+
+    async def metric(self, line: str) -> bool:
+        """Whether `/metrics` has this line."""
+        return line in (await self.admin("/metrics"))[1].split("\n")
+
+
+@asynccontextmanager
+async def process(files: Files) -> AsyncIterator[Process]:
+    """`gateway serve` on these files; killed at the end where it still runs."""
+    command = ("-m", "gateway", "serve", "--config", "config.toml", "--policies", "policies", "--env", "dev")
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, *command, cwd=files.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with aiohttp.ClientSession() as session:
+            running = Process(child, session)
+            await running.announced()
+            yield running
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.communicate()
+
+
+class Load:
+    """Callers who ask one question after the other, every second one as a stream; what they got whole is kept."""
+
+    def __init__(self, gateway: Process, callers: int = 4) -> None:
+        self.statuses: list[int] = []
+        self.ids: list[str] = []
+        self.models: list[str] = []
+        self.errors: list[BaseException] = []
+        self._gateway = gateway
+        self._stopping = False
+        self._changed = asyncio.Condition()
+        self._callers = [asyncio.create_task(self._call()) for _ in range(callers)]
+
+    async def more(self, count: int = 20) -> None:
+        """Wait for so many further answers."""
+        wanted = len(self.ids) + count
+        async with asyncio.timeout(PATIENCE_S), self._changed:
+            await self._changed.wait_for(lambda: len(self.ids) >= wanted or bool(self.errors))
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*self._callers)
+
+    async def _call(self) -> None:
+        stream = False
+        while not self._stopping:
+            stream = not stream
+            try:
+                async with self._gateway.post(stream=stream) as response:
+                    body = await response.read()
+            except aiohttp.ClientError as error:
+                self.errors.append(error)
+                self._stopping = True
+            else:
+                assert (b"[DONE]" in body) is (stream and response.status == 200)
+                self.statuses.append(response.status)
+                self.ids.append(response.headers["x-request-id"])
+                self.models.append(response.headers.get("x-gateway-model", ""))
+            async with self._changed:
+                self._changed.notify_all()
+
+
+async def test_it_starts_serves_and_ends_when_asked_to(tmp_path: Path) -> None:
+    async with scripted(says("Pa", "ris")) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway:
+            status, request_id, body = await gateway.ask()
+            assert (status, body["choices"][0]["message"]["content"]) == (200, "Paris")
+            assert (await gateway.admin("/readyz"))[0] == 200
+            gateway.child.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+        assert [record.id for record in files.records()] == [request_id]
+
+
+async def test_reloads_under_load_fail_no_request(tmp_path: Path) -> None:
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway:
+            load = Load(gateway)
+            await load.more()
+            # The file changes, and nobody says so.
+            files.write_config(model="b")
+            await gateway.logged("configuration reloaded")
+            await load.more()
+            # A signal, and nothing has changed; then many at once.
+            gateway.child.send_signal(signal.SIGHUP)
+            await gateway.logged("configuration reloaded")
+            for _ in range(5):
+                gateway.child.send_signal(signal.SIGHUP)
+            await load.more()
+            # The upstream is replaced too, with calls on their way to it.
+            files.write_config(model="c", more="[upstreams.first.timeouts]\nstall_s = 7.0")
+            while "first/c" not in load.models:
+                await load.more(1)
+            await load.stop()
+            assert not load.errors
+            assert set(load.statuses) == {200}
+            assert set(load.models) == {"first/a", "first/b", "first/c"}
+            # Never back to what was read before.
+            assert load.models.index("first/c") > load.models.index("first/b")
+            assert {record.id for record in files.records()} == set(load.ids)
+
+
+async def test_a_bad_file_leaves_the_last_good_one_in_force_and_is_told_everywhere(tmp_path: Path) -> None:
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway:
+            load = Load(gateway, callers=2)
+            await load.more(5)
+            files.write_policy("[models]\nuse_finetuned = 3\nunknwon_agent = 1\n")
+            line = await gateway.logged("reload refused")
+            assert line["level"] == "error"
+            assert "unknwon_agent" in line["message"]
+            await load.more(5)
+            status, body = await gateway.admin("/readyz")
+            told = msgspec.json.decode(body)["config"]
+            assert (status, told["is_current"]) == (200, False)
+            assert "use_finetuned" in told["reload_error"]
+            assert await gateway.metric("gateway_config_is_current 0.0")
+            assert await gateway.metric('gateway_config_reloads_total{result="failed"} 1.0')
+            files.write_policy(POLICY)
+            await gateway.logged("configuration reloaded")
+            told = msgspec.json.decode((await gateway.admin("/readyz"))[1])["config"]
+            assert told == {"is_current": True, "reload_error": None}
+            assert await gateway.metric("gateway_config_is_current 1.0")
+            await load.stop()
+            assert set(load.statuses) == {200}
+
+
+# --- Reloading, seen from inside -------------------------------------------------------------------------------------
+
+
+async def test_of_two_reloads_the_later_one_stays_in_force(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as running:
+        gateway, load = running.gateway, running.gateway._load_again
+        first_reads, first_may_end = threading.Event(), threading.Event()
+        old = load()
+
+        def reads_early_and_ends_late() -> Loaded:
+            gateway._load_again = load
+            first_reads.set()
+            assert first_may_end.wait(PATIENCE_S)
+            return old
+
+        gateway._load_again = reads_early_and_ends_late
+        first = asyncio.ensure_future(gateway.reload())
+        await asyncio.to_thread(first_reads.wait, PATIENCE_S)
+        policy = tmp_path / "policies" / "dev.toml"
+        policy.write_text(policy.read_text() + "[limits]\nmax_tokens = 7\n")
+        second = asyncio.ensure_future(gateway.reload())
+        # A reload that did not wait its turn would read, and be done, before the first one ends.
+        await asyncio.to_thread(load)
+        first_may_end.set()
+        await asyncio.gather(first, second)
+        assert running.runtime.plan.limits.max_tokens == 7
+
+
+@pytest.mark.parametrize("damage", ["not UTF-8", "not TOML", "gone", "a folder"])
+async def test_whatever_is_wrong_with_a_file_the_last_good_one_serves_on(tmp_path: Path, damage: str) -> None:
+    async with running_gateway(tmp_path) as running:
+        plan = running.runtime.plan
+        config = tmp_path / "config.toml"
+        good = config.read_text()
+        match damage:
+            case "not UTF-8":
+                config.write_bytes(b'[server]\ndata = "\xff"\n')
+            case "not TOML":
+                config.write_text("[server\n")
+            case _:
+                config.unlink()
+                if damage == "a folder":
+                    config.mkdir()
+        await running.gateway.reload()
+        assert running.runtime.plan is plan
+        assert "config.toml" in running.runtime.reload_error
+        if config.is_dir():
+            config.rmdir()
+        config.write_text(good)
+        await running.gateway.reload()
+        assert running.runtime.reload_error == ""
+
+
+async def test_an_upstream_that_stays_as_it_is_keeps_its_connections(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as running:
+        pools = dict(running.runtime.upstreams)
+        await running.gateway.reload()
+        assert running.runtime.upstreams == pools
+        config = tmp_path / "config.toml"
+        config.write_text(config.read_text() + "[upstreams.sim.timeouts]\nstall_s = 3.0\n")
+        await running.gateway.reload()
+        assert running.runtime.upstreams["sim"] is not pools["sim"]
+        assert running.runtime.upstreams["sim"].timeouts.stall_s == 3.0
+
+
+# --- The end ---------------------------------------------------------------------------------------------------------
+
+
+async def waits_in_the_middle(turn: Turn) -> None:
+    """A stream that goes on when the test says so."""
+    await turn.begin_stream()
+    await turn.event(delta("Pa"))
+    await turn.may_go_on.wait()  # type: ignore[attr-defined]
+    for data in (delta("ris"), finish(), DONE):
+        await turn.event(data)
+    await turn.end()
+
+
+async def test_sigterm_lets_a_stream_in_flight_end_and_takes_no_new_call(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def scene(turn: Turn) -> None:
+        turn.may_go_on = go_on  # type: ignore[attr-defined]
+        await waits_in_the_middle(turn)
+
+    async with scripted(scene) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway:
+            async with gateway.post(stream=True) as response:
+                await response.content.readuntil(event(delta("Pa")))
+                gateway.child.send_signal(signal.SIGTERM)
+                await gateway.logged("draining")
+                async with aiohttp.ClientSession() as other:
+                    with pytest.raises(aiohttp.ClientConnectionError):
+                        await other.post(f"{gateway.data_url}{CHAT}", json=chat())
+                go_on.set()
+                rest = await asyncio.wait_for(response.content.read(), PATIENCE_S)
+            assert event(delta("ris")) in rest
+            assert rest.endswith(event(DONE))
+            assert await gateway.ended() == 0
+        (record,) = files.records()
+        assert (record.status, record.client_left) == (200, False)
+
+
+async def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
+    async def scene(turn: Turn) -> None:
+        turn.may_go_on = asyncio.Event()  # type: ignore[attr-defined]
+        await waits_in_the_middle(turn)
+
+    async with scripted(scene) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway, gateway.post(stream=True) as response:
+            await response.content.readuntil(event(delta("Pa")))
+            gateway.child.send_signal(signal.SIGTERM)
+            await gateway.logged("draining")
+            gateway.child.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 1
+            # The caller was not told that this was all.
+            text = b""
+            with suppress(aiohttp.ClientPayloadError):
+                text = await asyncio.wait_for(response.content.read(), PATIENCE_S)
+            assert b"[DONE]" not in text
+
+
+async def test_what_does_not_end_within_the_drain_is_cut_off_and_recorded(tmp_path: Path) -> None:
+    async def scene(turn: Turn) -> None:
+        turn.may_go_on = asyncio.Event()  # type: ignore[attr-defined]
+        await waits_in_the_middle(turn)
+
+    async with scripted(scene) as provider:
+        files = Files(tmp_path, provider)
+        files.write_config(server="drain_s = 0.1")
+        async with process(files) as gateway, gateway.post(stream=True) as response:
+            await response.content.readuntil(event(delta("Pa")))
+            gateway.child.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await asyncio.wait_for(response.content.read(), PATIENCE_S)
+        (record,) = files.records()
+        assert record.cost_basis == "bound"
+        await provider.turns[0].peer_left.wait()
+
+
+async def test_what_was_answered_before_a_kill_is_in_the_journal(tmp_path: Path) -> None:
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        for _ in range(3):
+            async with process(files) as gateway:
+                load = Load(gateway, callers=8)
+                await load.more(50)
+                gateway.child.kill()
+                await load.stop()
+                assert len(load.ids) >= 50
+                kept = {record.id for record in files.records()}
+                assert set(load.ids) <= kept
+
+
+async def test_a_kill_does_not_refill_a_cap(tmp_path: Path) -> None:
+    # A total has no window, so the test does not care what time it is.
+    cap = '[[caps]]\nscope = "global"\nper = "total"\nrequests = 5\n'
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        files.write_policy(POLICY + cap)
+        async with process(files) as gateway:
+            assert [(await gateway.ask())[0] for _ in range(3)] == [200] * 3
+            gateway.child.kill()
+            await gateway.ended()
+        async with process(files) as gateway:
+            assert [(await gateway.ask())[0] for _ in range(4)] == [200, 200, 429, 429]
+            gateway.child.kill()
+            await gateway.ended()
+        async with process(files) as gateway:
+            status, _, body = await gateway.ask()
+            assert (status, body["error"]["code"]) == (429, "budget_exceeded")
+        assert len(provider.turns) == 5
+
+
+async def test_a_torn_last_line_is_stepped_over_at_start(tmp_path: Path) -> None:
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        async with process(files) as gateway:
+            await gateway.ask()
+            gateway.child.kill()
+            await gateway.ended()
+        journal = tmp_path / "journal" / "calls.journal"
+        journal.write_bytes(journal.read_bytes() + b'deadbeef {"id": "req-')
+        async with process(files) as gateway:
+            assert (await gateway.ask())[0] == 200
+            line = await gateway.logged("torn")
+            assert line["level"] == "warning"
+        found = list(read_journal(journal))
+        assert [type(record) for record in found] == [CallRecord, Torn, CallRecord]
