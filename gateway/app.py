@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError, Loaded, effective
 from gateway.decide.budget import Amounts, Books
@@ -17,10 +18,12 @@ from gateway.edge.data_app import data_app
 from gateway.edge.listener import Listener, require_c_parser
 from gateway.edge.observe import Observer
 from gateway.edge.runtime import Runtime
-from gateway.edge.simulator import Simulator
 from gateway.edge.upstream import HttpUpstream
 from gateway.edge.watch import reload_on, watch_files
 from gateway.store.journal import Journal, read_journal
+
+if TYPE_CHECKING:
+    from gateway.simulator.server import Simulator
 
 log = logging.getLogger("gateway")
 
@@ -143,6 +146,9 @@ class Gateway:
                 continue
             base_url = upstream.base_url
             if upstream.kind == "simulator":
+                # Imported here: a gateway with real providers need not carry it.
+                from gateway.simulator.server import Simulator
+
                 # One that was replaced goes on for the calls in flight.
                 self._simulators.append(await Simulator.start(upstream.simulator))
                 base_url = self._simulators[-1].base_url

@@ -340,8 +340,8 @@ def simulator(port: int) -> None:
     """
     import asyncio
 
-    from gateway.domain.simulated import SimulatorSettings
-    from gateway.edge.simulator import Simulator
+    from gateway.domain.settings import SimulatorSettings
+    from gateway.simulator.server import Simulator
 
     async def run() -> None:
         running = await Simulator.start(SimulatorSettings(), port=port)

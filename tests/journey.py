@@ -126,16 +126,15 @@ async def journey(
     config: str = PRICES,
     **more: Any,
 ) -> AsyncIterator[Journey]:
-    """`scenes` are the first provider's, `second` the other's for ever. `timeouts` is the inside of a table."""
+    """`scenes` are the first provider's, `second` the other's for ever; `timeouts`, as in a table, the first one's."""
     more = {"agents": AGENTS, "routing": ROUTING, "policy": policy + caps, "config": config, **more}
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(scripted(*scenes))
         two = await stack.enter_async_context(scripted(second or says("From ", "the ", "second.")))
-        limits = f"timeouts = {{ {timeouts} }}"
         upstreams = {
             "first": first_table.replace("BASE_URL", one.base_url)
-            or f'kind = "compatible"\nbase_url = "{one.base_url}"\napi_key = "{KEY}"\n{limits}',
-            "second": f'kind = "compatible"\nbase_url = "{two.base_url}"\n{limits}',
+            or f'kind = "compatible"\nbase_url = "{one.base_url}"\napi_key = "{KEY}"\ntimeouts = {{ {timeouts} }}',
+            "second": two.base_url,
         }
         gateway = await stack.enter_async_context(running_gateway(tmp_path, upstreams=upstreams, **more))
         session = await stack.enter_async_context(aiohttp.ClientSession())

@@ -16,8 +16,9 @@ from typing import Any
 from gateway.app import Gateway
 from gateway.config import Loaded, Paths, load
 from gateway.domain.call import CallRecord
+from gateway.domain.settings import SimulatorSettings
 from gateway.edge.runtime import Runtime
-from gateway.edge.simulator import Simulator, SimulatorSettings
+from gateway.simulator.server import Simulator
 from gateway.store.journal import Torn, read_journal
 
 CHAT = "/v1/chat/completions"

@@ -15,7 +15,6 @@ from msgspec import Meta
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Address, Problem, Usd, nearest
 from gateway.domain.secret import Secret
-from gateway.domain.simulated import SimulatorSettings
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -47,6 +46,20 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_s: Seconds = 120.0
     stall_s: Seconds = 30.0
     total_s: Seconds = 600.0
+
+
+class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the simulator answers and how fast; two zeroes mean no waiting at all.
+
+    `jitter` is how far both times stray, as a share of themselves, decided by the request. Models whose id begins with
+    `ft:` are `finetuned_speedup` times as fast.
+    """
+
+    seed: int = 0
+    first_token_ms: Annotated[float, Meta(ge=0)] = 30.0
+    per_token_ms: Annotated[float, Meta(ge=0)] = 2.0
+    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    finetuned_speedup: Annotated[float, Meta(gt=0)] = 1.0
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):

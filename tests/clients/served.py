@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gateway.domain.call import CallRecord
-from gateway.edge.simulator import Simulator, SimulatorSettings
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator.server import Simulator
 from gateway.store.journal import read_journal
 
 T = TypeVar("T")

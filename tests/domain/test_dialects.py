@@ -46,6 +46,8 @@ def without_head(sent: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sent.items() if name not in ("model", "messages")}
 
 
+NO_PARAMETERS = {"type": "object", "properties": {}}
+
 # --- Requests: the rows of the table ---------------------------------------------------------------------------------
 
 
@@ -78,7 +80,7 @@ def without_head(sent: dict[str, Any]) -> dict[str, Any]:
         ({"safe_prompt": True}, {"safe_prompt": True}, []),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "strict": None, "description": None}}]},
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": NO_PARAMETERS}}]},
             [],
         ),
         ({"tools": ["odd", {"type": "x"}]}, {"tools": ["odd", {"type": "x"}]}, []),

@@ -128,21 +128,21 @@ def check_fell_back(trip: Journey, answer: Answer, kind: FaultKind) -> None:
     trip.check_at_rest()
 
 
-def timeouts_for(scene: Scene, kind: FaultKind) -> str:
+def timeouts_for(kind: FaultKind) -> str:
     return "first_byte_s = 0.05" if kind is FaultKind.TIMEOUT else ""
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *WHOLE_FAULTS])
 async def test_a_plain_call_falls_back(tmp_path: Path, name: str) -> None:
     scene, kind = (FAULTS | WHOLE_FAULTS)[name]
-    async with journey(tmp_path, scene, timeouts=timeouts_for(scene, kind)) as trip:
+    async with journey(tmp_path, scene, timeouts=timeouts_for(kind)) as trip:
         check_fell_back(trip, await trip.ask(), kind)
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *STREAM_FAULTS])
 async def test_a_stream_falls_back_before_its_first_event(tmp_path: Path, name: str) -> None:
     scene, kind = (FAULTS | STREAM_FAULTS)[name]
-    async with journey(tmp_path, scene, timeouts=timeouts_for(scene, kind)) as trip:
+    async with journey(tmp_path, scene, timeouts=timeouts_for(kind)) as trip:
         answer = await trip.ask(stream=True)
         check_fell_back(trip, answer, kind)
         assert answer.events[-1] == DONE
@@ -260,6 +260,8 @@ async def test_headers_of_a_refusal_that_are_no_text_do_no_harm(tmp_path: Path, 
     async with journey(tmp_path, sends(raw)) as trip:
         answer = await trip.ask(model="lone_agent")
         assert (answer.status, answer.error["code"]) == (429, "upstream_error")
+        for name in ("Retry-After", "x-ratelimit-reset"):
+            assert answer.headers.get(name) in (None, "zwölf")
 
 
 LAST_WORDS: dict[str, tuple[Scene, int, str]] = {

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import http_parser
 
 from gateway.app import Gateway
-from gateway.domain.simulated import SimulatorSettings
+from gateway.domain.settings import SimulatorSettings
 from gateway.edge.listener import MAX_HEAD_BYTES, Connection, require_c_parser
 from tests.raw_http import (
     CANARY,

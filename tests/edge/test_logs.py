@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gateway.edge.logs import set_up_logs
-from gateway.edge.simulator import Simulator
+from gateway.simulator.server import Simulator
 from tests.raw_http import RawConnection, connected, ordinary, request
 from tests.running import AT_ONCE, RunningGateway, running_gateway
 

@@ -216,7 +216,7 @@ async def test_what_breaks_off_ends_in_an_error_event_and_never_in_done(tmp_path
         await has_read.wait()
         await break_off(turn)
 
-    async with journey(tmp_path, scene, timeouts="stall_s = 0.05" if name == "stalls" else "") as trip:
+    async with journey(tmp_path, scene, timeouts="stall_s = 0.2" if name == "stalls" else "") as trip:
         async with trip.post(stream=True) as response:
             begun = await response.content.readuntil(event(delta("of ")))
             has_read.set()

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from gateway.domain.call import CallRecord
-from gateway.domain.simulated_faults import fault_of
 from gateway.lab import demo
 from gateway.lab.questions import read_questions
 from gateway.lab.trial_gateway import Tables, read_tables
+from gateway.simulator.faults import fault_of
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ROOT / "tests" / "data" / "mt_bench_questions.jsonl"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.simulated_words import (
+from gateway.simulator.words import (
     LONGEST_WORDS,
     SHORTEST_WORDS,
     Dice,

@@ -6,7 +6,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from gateway.domain.simulated import (
+from gateway.simulator.chat import (
     Answer,
     ChatRequest,
     Choice,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from gateway.domain.simulated_pattern import text_for
-from gateway.domain.simulated_words import Dice
+from gateway.simulator.pattern import text_for
+from gateway.simulator.words import Dice
 
 _NODES_MAX = 4_000  # Values in one document.
 _DEPTH_MAX = 40

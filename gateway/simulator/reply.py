@@ -1,6 +1,6 @@
 """How a simulated answer goes out: the bytes of each part, what each waits for, and how the connection ends.
 
-Still pure: `edge/simulator` plays a `Reply`, and `simulated_faults` spoils a good one before that.
+Still pure: `server` plays a `Reply`, and `faults` spoils a good one before that.
 Invariant: a reply says everything the player does; the player decides nothing.
 """
 
@@ -10,8 +10,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.domain import simulated
-from gateway.domain.simulated import Answer, ChatRequest, Choice, RequestRefused, SimulatorSettings
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator import chat
+from gateway.simulator.chat import Answer, ChatRequest, Choice, RequestRefused
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -54,7 +55,7 @@ class Pace(Struct, frozen=True):
 
 def pace(request: ChatRequest, settings: SimulatorSettings) -> Pace:
     """This request's own speed: the configured one, strayed from by at most `jitter`."""
-    dice = simulated.request_dice(request, settings, "pace")
+    dice = chat.request_dice(request, settings, "pace")
     speedup = settings.finetuned_speedup if request.model.startswith("ft:") else 1.0
     first, token = (1 + settings.jitter * (2 * dice.fraction() - 1) for _ in range(2))
     return Pace(settings.first_token_ms * first / speedup, settings.per_token_ms * token / speedup)
@@ -62,7 +63,7 @@ def pace(request: ChatRequest, settings: SimulatorSettings) -> Pace:
 
 def good_reply(request: ChatRequest, settings: SimulatorSettings, *, now_s: int) -> Reply:
     """The answer to a request, streamed or in one piece. Raises `RequestRefused`."""
-    answer = simulated.answer(request, settings)
+    answer = chat.answer(request, settings)
     speed = pace(request, settings)
     headers = {"x-request-id": answer.id.replace("chatcmpl", "req"), **_LIMITS}
     if request.stream:
@@ -108,19 +109,19 @@ def completion(answer: Answer, *, now_s: int) -> dict[str, Any]:
 def model_card(model: str) -> dict[str, Any]:
     """What `GET /v1/models/{id}` says: OpenAI's fields, and Mistral's where they tell of an end."""
     if "retired" in model:
-        raise simulated.model_not_found(model)
+        raise chat.model_not_found(model)
     card: dict[str, Any] = {
         "id": model,
         "object": "model",
-        "created": simulated.CREATED_S,
+        "created": chat.CREATED_S,
         "owned_by": "genesis-simulator",
         "type": "base",
         "capabilities": {"completion_chat": True, "function_calling": True},
         "deprecation": None,
     }
     if "deprecated" in model:
-        card["deprecation"] = simulated.DEPRECATION
-        card["deprecation_replacement_model"] = simulated.MODELS[0]
+        card["deprecation"] = chat.DEPRECATION
+        card["deprecation_replacement_model"] = chat.MODELS[0]
     return card
 
 

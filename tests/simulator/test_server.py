@@ -14,7 +14,8 @@ import pytest
 from mistralai.client import Mistral
 from pydantic import BaseModel, Field
 
-from gateway.edge.simulator import FAULTS, Simulator, SimulatorSettings
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator.server import FAULTS, Simulator
 
 INSTANT = SimulatorSettings(first_token_ms=0, per_token_ms=0)
 QUESTION: Any = [{"role": "user", "content": "How do refunds work at Acme?"}]

@@ -1,7 +1,7 @@
 """What the simulator answers: a chat request in, words, tool calls and token counts in OpenAI's terms out.
 
-Not a server and not a model: no socket, no clock; pacing and misbehaviour are in `simulated_reply` and
-`simulated_faults`. Invariants: `usage` counts exactly the pieces that are streamed; the same settings, model,
+Not a server and not a model: no socket, no clock; pacing and misbehaviour are in `reply` and
+`faults`. Invariants: `usage` counts exactly the pieces that are streamed; the same settings, model,
 messages and seed always give the same pieces.
 """
 
@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.domain import simulated_words as words
-from gateway.domain.simulated_schema import CannotSatisfy, sample
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator import words
+from gateway.simulator.schema import CannotSatisfy, sample
 
 CREATED_S = 1_760_000_000  # One date for every model: when a model was made says nothing here.
 DEPRECATION = "2026-12-31T00:00:00Z"
@@ -20,18 +21,6 @@ MODELS = ("simulator", "simulator-small", "simulator-large", "simulator-deprecat
 
 _IMAGE_TOKENS = 85
 _MESSAGE_TOKENS, _PRIMING_TOKENS = 4, 3
-
-
-class SimulatorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the simulator answers and how fast; two zeroes mean no waiting at all."""
-
-    seed: int = 0
-    first_token_ms: Annotated[float, Meta(ge=0)] = 30.0
-    per_token_ms: Annotated[float, Meta(ge=0)] = 2.0
-    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.3
-    """How far both times stray, as a share of themselves, decided by the request."""
-    finetuned_speedup: Annotated[float, Meta(gt=0)] = 1.0
-    """Models whose id begins with `ft:` are so many times as fast."""
 
 
 class RequestRefused(Exception):

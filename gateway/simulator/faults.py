@@ -10,9 +10,10 @@ import re
 import msgspec
 from msgspec import Struct
 
-from gateway.domain import simulated
-from gateway.domain.simulated import ChatRequest, RequestRefused, SimulatorSettings
-from gateway.domain.simulated_reply import (
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator import chat
+from gateway.simulator.chat import ChatRequest, RequestRefused
+from gateway.simulator.reply import (
     EVENTS,
     Part,
     PartKind,
@@ -115,7 +116,7 @@ def reply_to(request: ChatRequest, settings: SimulatorSettings, *, now_s: int) -
     """What is sent for a request, faults included."""
     try:
         fault = fault_of(request.model)
-        if fault is not None and simulated.request_dice(request, settings, "fault").fraction() < fault.rate:
+        if fault is not None and chat.request_dice(request, settings, "fault").fraction() < fault.rate:
             return spoilt(fault.name, request, settings, now_s=now_s)
         return good_reply(request, settings, now_s=now_s)
     except RequestRefused as refusal:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.simulated_pattern import text_for
+from gateway.simulator.pattern import text_for
 
 
 @pytest.mark.parametrize(

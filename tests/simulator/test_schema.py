@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.domain.simulated_schema import CannotSatisfy, sample
-from gateway.domain.simulated_words import Dice
+from gateway.simulator.schema import CannotSatisfy, sample
+from gateway.simulator.words import Dice
 
 WORDS = ["Paris", "refund", "invoice"]
 

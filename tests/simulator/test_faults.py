@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.domain.simulated import ChatRequest, RequestRefused, SimulatorSettings, read_request
-from gateway.domain.simulated_faults import FAULTS, SLOW_FIRST_MS, Fault, fault_of, reply_to, spoilt
-from gateway.domain.simulated_reply import DONE, Reply, good_reply
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator.chat import ChatRequest, RequestRefused, read_request
+from gateway.simulator.faults import FAULTS, SLOW_FIRST_MS, Fault, fault_of, reply_to, spoilt
+from gateway.simulator.reply import DONE, Reply, good_reply
 
 SETTINGS = SimulatorSettings(first_token_ms=0, per_token_ms=0)
 

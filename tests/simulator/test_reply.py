@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.domain.simulated import ChatRequest, RequestRefused, SimulatorSettings, read_request
-from gateway.domain.simulated_reply import (
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator.chat import ChatRequest, RequestRefused, read_request
+from gateway.simulator.reply import (
     DONE,
     Reply,
     good_reply,

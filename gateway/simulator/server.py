@@ -1,7 +1,7 @@
 """The embedded upstream: an OpenAI-compatible chat server for machines without keys, the demo and tests.
 
 Real HTTP on a port of its own, and only that: what is said, how fast and how it goes wrong is decided in
-`domain/simulated*` and played here. A model id such as `sim-fault:503` misbehaves on purpose; see `FAULTS`.
+the files beside this one and played here. A model id such as `sim-fault:503` misbehaves on purpose; see `FAULTS`.
 Invariant: a client that leaves ends the work for it at once.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.domain import simulated
-from gateway.domain.simulated import RequestRefused, SimulatorSettings
-from gateway.domain.simulated_faults import FAULTS, reply_to
-from gateway.domain.simulated_reply import Part, Reply, json_reply, model_card, refused_reply
+from gateway.domain.settings import SimulatorSettings
+from gateway.simulator import chat
+from gateway.simulator.chat import RequestRefused
+from gateway.simulator.faults import FAULTS, reply_to
+from gateway.simulator.reply import Part, Reply, json_reply, model_card, refused_reply
 
 __all__ = ["FAULTS", "SEEN", "Seen", "SeenRequest", "Simulator", "SimulatorSettings", "simulator_app"]
 
@@ -137,8 +138,8 @@ async def _chat(http: web.Request) -> web.StreamResponse:
     seen, settings = http.app[SEEN], http.app[_SETTINGS]
     seen.last_request = arrived = SeenRequest(http)
     try:
-        arrived.body = simulated.decode(await http.read())
-        request = simulated.read_request(arrived.body)
+        arrived.body = chat.decode(await http.read())
+        request = chat.read_request(arrived.body)
     except RequestRefused as refusal:
         return await _play(http, refused_reply(refusal))
     except web.HTTPRequestEntityTooLarge:
@@ -150,7 +151,7 @@ async def _chat(http: web.Request) -> web.StreamResponse:
 
 
 async def _models(http: web.Request) -> web.StreamResponse:
-    ids = [*simulated.MODELS, *(f"fault:{name}" for name in FAULTS)]
+    ids = [*chat.MODELS, *(f"fault:{name}" for name in FAULTS)]
     return await _play(http, json_reply(200, {"object": "list", "data": [model_card(one) for one in ids]}))
 
 
