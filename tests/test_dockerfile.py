@@ -81,9 +81,7 @@ def test_what_is_copied_exists_and_reaches_the_builder(source: str) -> None:
     assert is_sent_to_the_builder(source.rstrip("/"))
 
 
-@pytest.mark.parametrize(
-    "secret", [".env", ".git", "state", "reports", ".venv", "gateway/__pycache__", "tests"]
-)
+@pytest.mark.parametrize("secret", [".env", ".git", "state", "reports", ".venv", "gateway/__pycache__", "tests"])
 def test_what_is_private_never_reaches_the_builder(secret: str) -> None:
     assert not is_sent_to_the_builder(secret)
 

@@ -122,9 +122,7 @@ def test_make_run_needs_no_development_packages() -> None:
 
 
 def test_everything_installed_by_make_is_hashed() -> None:
-    installs = [
-        line for rule in makefile_rules().values() for line in rule.splitlines() if " install " in line
-    ]
+    installs = [line for rule in makefile_rules().values() for line in rule.splitlines() if " install " in line]
     assert installs
     for line in installs:
         assert "--require-hashes" in line or "--no-deps" in line, line
@@ -159,6 +157,4 @@ def test_no_test_reaches_beyond_loopback() -> None:
 
 
 def test_no_test_sees_the_keys_of_whoever_runs_it() -> None:
-    assert not [
-        name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("MISTRAL", "OPENAI"))
-    ]
+    assert not [name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("MISTRAL", "OPENAI"))]
