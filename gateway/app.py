@@ -58,7 +58,7 @@ class Gateway:
         await self._make_pools(settings.upstreams)
         journal = Journal(Path(settings.journal.dir), fsync=settings.journal.sync == "fsync")
         books = Books(loaded.plan.caps)
-        _refill(books, journal.path)
+        refill(books, journal.path)
         observer = Observer(loaded.plan, tuple(settings.telemetry.latency_buckets_ms))
         self.runtime = Runtime(
             plan=loaded.plan,
@@ -155,14 +155,14 @@ class Gateway:
             self._pools[name] = HttpUpstream(name, upstream, base_url)
 
 
-def _refill(books: Books, journal: Path) -> None:
+def refill(books: Books, journal: Path) -> None:
     """What the journal says was spent in windows that still run, so that a restart forgets nothing."""
     now_s = time.time()
     for record in read_journal(journal):
         if not isinstance(record, CallRecord):
             log.warning("line %d of %s is torn and was left out", record.line, journal)
             continue
-        for attempt in record.attempts:
+        for index, attempt in enumerate(record.attempts):
             dimensions = {
                 "agent": record.agent,
                 "key": record.key,
@@ -170,8 +170,8 @@ def _refill(books: Books, journal: Path) -> None:
                 "operation": record.operation,
                 "model": attempt.ref,
             }
-            tokens = record.usage.prompt_tokens + record.usage.completion_tokens if record.usage else 0
-            books.post(dimensions, Amounts(attempt.cost_nusd, 1, tokens), now_s=now_s, at_s=record.at_ms / 1000)
+            amounts = Amounts(attempt.cost_nusd, 0 if index else 1, attempt.tokens)
+            books.post(dimensions, amounts, now_s=now_s, at_s=(record.at_ms + attempt.started_ms) / 1000)
 
 
 async def serve(loaded: Loaded, load_again: Callable[[], Loaded], announce: Callable[[Gateway], None]) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,9 +16,13 @@ import aiohttp
 import msgspec
 import pytest
 
+from gateway.app import refill
 from gateway.config import Loaded
-from gateway.domain.call import CallRecord
-from gateway.store.journal import Torn, read_journal
+from gateway.decide.budget import Amounts, Books, Hold
+from gateway.domain.call import Attempt, CallRecord
+from gateway.domain.policy import Cap
+from gateway.domain.reading import Usd
+from gateway.store.journal import Journal, Torn, read_journal
 from tests.running import CHAT, chat, running_gateway
 from tests.scripted import DONE, Scripted, Turn, delta, event, finish, says, scripted
 
@@ -391,6 +396,7 @@ async def test_what_does_not_end_within_the_drain_is_cut_off_and_recorded(tmp_pa
                 await asyncio.wait_for(response.content.read(), PATIENCE_S)
         (record,) = files.records()
         assert record.cost_basis == "bound"
+        assert (record.status, record.error, record.client_left) == (503, "draining", False)
         await provider.turns[0].peer_left.wait()
 
 
@@ -443,3 +449,19 @@ async def test_a_torn_last_line_is_stepped_over_at_start(tmp_path: Path) -> None
             assert line["level"] == "warning"
         found = list(read_journal(journal))
         assert [type(record) for record in found] == [CallRecord, Torn, CallRecord]
+
+
+def test_the_books_are_refilled_with_what_was_booked_attempt_by_attempt(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, fsync=False)
+    tries = [Attempt(ref="m/a", started_ms=0, cost_nusd=5, tokens=7), Attempt(ref="m/b", started_ms=3, tokens=11)]
+    now_ms = time.time_ns() // 1_000_000
+    journal.append(CallRecord(id="1", at_ms=now_ms, env="dev", agent="a", attempts=tries))
+    journal.close()
+    caps = [Cap(per="total", usd=Usd(10)), Cap(per="total", requests=2), Cap(per="total", tokens=20)]
+    books = Books(caps)
+    refill(books, journal.path)
+    found = [
+        books.reserve({}, Amounts(nusd, requests, tokens), is_priced=True, now_s=now_ms / 1000)
+        for nusd, requests, tokens in ((6, 0, 0), (0, 2, 0), (0, 0, 3), (5, 1, 2))
+    ]
+    assert [isinstance(one, Hold) for one in found] == [False, False, False, True]

@@ -13,7 +13,7 @@ CostBasis = Literal["exact", "bound", "none"]
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One try at one model. `fault` is None where it answered."""
+    """One try at one model. `fault` is None where it answered; cost and tokens are what was booked, also as a bound."""
 
     ref: str
     started_ms: int
@@ -21,6 +21,7 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: int = 0
     fault: FaultKind | None = None
     cost_nusd: int = 0
+    tokens: int = 0
 
 
 class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -20,6 +20,7 @@ async def admit(runtime: Runtime, request: web.Request) -> bytes:
         raise Refused("draining", "the gateway is shutting down", headers={"Retry-After": "1", "Connection": "close"})
     if runtime.observer.in_flight > runtime.server.max_calls:
         raise Refused("overloaded", "too many calls at once", headers={"Retry-After": "1"})
+    runtime.journal.check()
     return await read_body(runtime, request)
 
 

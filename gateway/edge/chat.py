@@ -136,12 +136,13 @@ def _refuse(call: OpenCall, error: GatewayError) -> web.Response:
 
 
 def _close_books(call: OpenCall) -> None:
-    """Whatever ended the journey without closing its books (the caller left, above all) closes them here."""
+    """Whatever ended the journey without closing its books closes them here: the caller left, or the drain is over."""
     if call.is_finished:
         return
-    call.record.client_left = True
+    is_ours = call.runtime.is_draining
+    call.record.client_left = not is_ours
     try:
-        call.finish()
+        call.finish(Refused("draining", "cut off by the gateway's shutdown") if is_ours else None)
     except Refused:
         log.exception("call %s could not be recorded", call.record.id)
 

@@ -44,6 +44,7 @@ class OpenCall:
         self.lowered: tuple[str, ...] = ()
         self._why = ""
         self._max_tokens = 0
+        self._requests = 0
         self._bound_usage = Usage()
         self._dimensions: dict[str, str] = {}
         self._hold: Hold | None = None
@@ -106,7 +107,9 @@ class OpenCall:
         """Hold the most an attempt at `target` can cost, in every account. Raises `Refused`."""
         bound = self._bound_usage
         nusd = cost_nusd(target.price, bound) if target.price is not None else 0
-        amounts = Amounts(nusd, 1, bound.prompt_tokens + bound.completion_tokens)
+        # A call is one request, however many tries it takes.
+        self._requests = 0 if self.record.attempts else 1
+        amounts = Amounts(nusd, self._requests, bound.prompt_tokens + bound.completion_tokens)
         now_s = time.time()
         dimensions = {**self._dimensions, "model": target.ref}
         found = self.runtime.books.reserve(dimensions, amounts, is_priced=target.price is not None, now_s=now_s)
@@ -156,14 +159,14 @@ class OpenCall:
             return
         self._hold = None
         basis: CostBasis = "none"
-        amounts = Amounts(requests=1)
+        amounts = Amounts(requests=self._requests)
         if usage is not None or may_be_billed:
             basis = "exact" if usage is not None else "bound"
             used = usage if usage is not None else self._bound_usage
             nusd = cost_nusd(target.price, used) if target.price is not None else 0
-            amounts = Amounts(nusd, 1, used.prompt_tokens + used.completion_tokens)
+            amounts = Amounts(nusd, self._requests, used.prompt_tokens + used.completion_tokens)
         self.runtime.books.settle(hold, amounts)
-        attempt.cost_nusd = amounts.nusd
+        attempt.cost_nusd, attempt.tokens = amounts.nusd, amounts.tokens
         attempt.duration_ms = round((time.perf_counter() - self.started_s) * 1000 - attempt.started_ms, 3)
         self.record.cost_basis = basis
 

@@ -32,6 +32,7 @@ class Journal:
         # A crash may have left a line without its end.
         size = os.fstat(self._fd).st_size
         self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        self._has_failed = False
 
     @property
     def path(self) -> Path:
@@ -41,18 +42,29 @@ class Journal:
     def append(self, record: CallRecord) -> None:
         """Write one record. Raises `Refused` with journal_unavailable where the disk does not take it whole."""
         data = self._encoder.encode(record)
+        self._write(b"%08x %b\n" % (crc32(data), data))
+
+    def check(self) -> None:
+        """Before a call is admitted: see, after a failed write, whether the disk takes one again. Raises `Refused`."""
+        if self._has_failed:
+            self._write(b"\n")
+
+    def _write(self, line: bytes) -> None:
         # The newline in front parts a torn line from this one.
-        line = b"%b%08x %b\n" % (b"\n" if self._is_torn else b"", crc32(data), data)
+        line = b"\n" + line if self._is_torn else line
+        self._has_failed = True
         try:
             written = os.write(self._fd, line)
             self._is_torn = written != len(line)
             if self._fsync:
                 os.fsync(self._fd)
         except OSError as error:
-            raise Refused("journal_unavailable", f"the journal cannot be written: {error.strerror}") from error
+            message = f"the journal cannot be written: {error.strerror}"
+            raise Refused("journal_unavailable", message, headers={"Retry-After": "1"}) from error
         # A full disk takes a part, and most likely no newline either; the next line brings it.
         if self._is_torn:
-            raise Refused("journal_unavailable", "the journal's disk is full")
+            raise Refused("journal_unavailable", "the journal's disk is full", headers={"Retry-After": "1"})
+        self._has_failed = False
 
     def close(self) -> None:
         """Flush to the disk and close."""

@@ -373,19 +373,39 @@ def fill_the_disk(trip: Journey, tmp_path: Path) -> None:
     trip.gateway.runtime.journal = Journal(folder, fsync=False)
 
 
-async def test_what_cannot_be_recorded_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_cannot_be_recorded_is_not_answered_and_what_follows_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
     async with journey(tmp_path, says("Pa", "ris")) as trip:
         fill_the_disk(trip, tmp_path)
-        plain = await trip.ask()
-        assert (plain.status, plain.error["code"]) == (503, "journal_unavailable")
-        streamed = await trip.ask(stream=True)
-        assert DONE not in streamed.events
-        assert msgspec.json.decode(streamed.events[-1])["error"]["code"] == "journal_unavailable"
+        answer = await trip.ask(stream=stream)
+        if stream:
+            assert DONE not in answer.events
+            assert msgspec.json.decode(answer.events[-1])["error"]["code"] == "journal_unavailable"
+        else:
+            assert (answer.status, answer.error["code"]) == (503, "journal_unavailable")
         # What was spent is posted all the same.
         trip.check_at_rest()
         (dollars, *_) = trip.gateway.runtime.books._accounts.values()
-        assert dollars.posted == 2 * 25_000
+        assert dollars.posted == 25_000
+        # The next call is refused before it costs anything, until the disk takes a line again.
+        refused = await trip.ask(stream=stream)
+        assert (refused.status, refused.error["code"]) == (503, "journal_unavailable")
+        assert refused.headers["Retry-After"] == "1"
+        assert len(trip.first.turns) == 1
+        trip.gateway.runtime.journal.close()
+        trip.gateway.runtime.journal = Journal(tmp_path / "new", fsync=False)
+        assert (await trip.ask()).status == 200
+
+
+async def test_a_call_is_one_request_however_many_tries_it_takes(tmp_path: Path) -> None:
+    cap = '[[caps]]\nper = "total"\nrequests = 2\n'
+    async with journey(tmp_path, refuses(503, error_body()), caps=cap) as trip:
+        answers = [await trip.ask() for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert answers[2].error["code"] == "budget_exceeded"
 
 
 # --- A change of the files in the middle of a call --------------------------------------------------------------------

@@ -234,3 +234,33 @@ def test_a_directory_that_cannot_be_written_is_said_at_start(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         Journal(tmp_path / "file", fsync=False)
+
+
+def test_after_a_failed_write_a_check_tells_whether_the_disk_takes_a_line_again(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+from gateway.domain.call import CallRecord
+from gateway.domain.errors import Refused
+from gateway.store.journal import Journal, read_journal
+
+journal = Journal(Path(sys.argv[1]), fsync=False)
+record = CallRecord(id="x" * 300, at_ms=1, env="dev")
+journal.append(record)
+journal.check()
+size = journal.path.stat().st_size
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+for verb in (lambda: journal.append(record), journal.check):
+    try:
+        verb()
+    except Refused as refused:
+        print(refused.code)
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+journal.check()
+journal.append(record)
+print(len([one for one in read_journal(journal.path) if isinstance(one, CallRecord)]))
+"""
+    command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + script]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["journal_unavailable", "journal_unavailable", "2"]
