@@ -49,7 +49,7 @@ bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 
 # --- prove ------------------------------------------------------------------
 
-.PHONY: check test cover
+.PHONY: check test cover failover
 check: .venv/.dev ## lint, types, policies, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +59,9 @@ check: .venv/.dev ## lint, types, policies, Dockerfile
 
 test: check ## check, then every test (ARGS="-k budget" picks some)
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
+
+failover: .venv/.dev ## the field's sixteen faults through a real gateway, and the scorecard
+	$(BIN)/python -m pytest tests/faults/test_sixteen.py --quiet $(ARGS)
 
 cover: .venv/.dev ## the tests with a coverage report
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report term $(ARGS)

@@ -7,10 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError, Loaded, effective
 from gateway.decide.budget import Amounts, Books
+from gateway.decide.standing import Standing
 from gateway.domain.call import CallRecord
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge.admin import admin_app
@@ -59,7 +61,8 @@ class Gateway:
         journal = Journal(Path(settings.journal.dir), fsync=settings.journal.sync == "fsync")
         books = Books(loaded.plan.caps)
         refill(books, journal.path)
-        observer = Observer(loaded.plan, tuple(settings.telemetry.latency_buckets_ms))
+        standing = Standing(loaded.policy.breakers, loaded.policy.retries)
+        observer = Observer(loaded.plan, standing, tuple(settings.telemetry.latency_buckets_ms))
         self.runtime = Runtime(
             plan=loaded.plan,
             server=settings.server,
@@ -67,6 +70,8 @@ class Gateway:
             books=books,
             journal=journal,
             observer=observer,
+            standing=standing,
+            dice=Random(),  # noqa: S311  (jitter, not a secret)
             effective=effective(loaded),
         )
 
@@ -101,6 +106,7 @@ class Gateway:
         await self._make_pools(loaded.settings.upstreams)
         runtime.upstreams = dict(self._pools)
         runtime.books.change_caps(loaded.plan.caps)
+        runtime.standing.take_policy(loaded.policy.breakers, loaded.policy.retries)
         runtime.observer.take_plan(loaded.plan)
         runtime.effective = effective(loaded)
         # Last, in one assignment: a call sees the old plan or the new one, and every upstream of either.

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from gateway.decide.breaker import Breaker
 from gateway.domain.call import CallRecord
 from tests.running import CHAT, RunningGateway, chat, running_gateway
 from tests.scripted import Scene, Scripted, says, scripted
@@ -39,6 +40,10 @@ use_finetuned = false
 fallback = true
 timeout = true
 """
+# For tests that count attempts: none is repeated at the same model.
+NO_RETRIES = "[retries]\nbudget_floor = 0\nbudget_percent = 0\n"
+# For tests of retries: with hardly a wait between them.
+QUICK_RETRIES = "[retries]\nbase_s = 0.001\n"
 # Caps that nothing here reaches, so that every call holds money, requests and tokens.
 WIDE_CAPS = "".join(f'[[caps]]\nscope = "global"\nper = "total"\n{unit}\n' for unit in
                     ('usd = "1000"', "requests = 100000", "tokens = 1000000000"))  # fmt: skip
@@ -109,9 +114,16 @@ class Journey:
                 await response.read()
 
     def check_at_rest(self) -> None:
-        """See that no call is open and no money held."""
-        assert self.gateway.runtime.observer.in_flight == 0
-        assert [account.held for account in self.gateway.runtime.books._accounts.values()] == [0, 0, 0]
+        """See that no call is open, no money held, no body counted, and no breaker waiting for its probe."""
+        runtime = self.gateway.runtime
+        assert runtime.observer.in_flight == 0
+        assert runtime.buffered_bytes == 0
+        assert not [account for account in runtime.books._accounts.values() if account.held]
+        assert not [ref for _, ref, breaker in runtime.standing.breakers() if breaker._is_probing]
+
+    def breaker(self, ref: str = "first/a") -> Breaker:
+        """What the gateway thinks of a model."""
+        return self.gateway.runtime.standing.breaker(ref.partition("/")[0], ref)
 
 
 @asynccontextmanager
@@ -120,6 +132,7 @@ async def journey(
     *scenes: Scene,
     second: Scene | None = None,
     first_table: str = "",
+    second_table: str = "",
     timeouts: str = "",
     policy: str = POLICY,
     caps: str = WIDE_CAPS,
@@ -134,7 +147,7 @@ async def journey(
         upstreams = {
             "first": first_table.replace("BASE_URL", one.base_url)
             or f'kind = "compatible"\nbase_url = "{one.base_url}"\napi_key = "{KEY}"\ntimeouts = {{ {timeouts} }}',
-            "second": two.base_url,
+            "second": second_table.replace("BASE_URL", two.base_url) or two.base_url,
         }
         gateway = await stack.enter_async_context(running_gateway(tmp_path, upstreams=upstreams, **more))
         session = await stack.enter_async_context(aiohttp.ClientSession())

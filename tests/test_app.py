@@ -318,7 +318,7 @@ async def test_an_upstream_that_stays_as_it_is_keeps_its_connections(tmp_path: P
         config.write_text(config.read_text() + "[upstreams.sim.timeouts]\nstall_s = 3.0\n")
         await running.gateway.reload()
         assert running.runtime.upstreams["sim"] is not pools["sim"]
-        assert running.runtime.upstreams["sim"].timeouts.stall_s == 3.0
+        assert running.runtime.plan.agents["qa_agent"].baseline[0].timeouts.stall_s == 3.0
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------

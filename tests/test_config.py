@@ -384,8 +384,8 @@ def test_a_dotted_key_finds_one_value(production: Loaded, key: str, value: Any) 
         ("caps.2", "known here: caps[0], caps[1]"),
         ("caps.-1", "known here: caps[0], caps[1]"),
         ("models.use_finetuned.deeper", "known here: nothing"),
-        ("xyzzy", "agents, alerting, caps"),
-        ("", "agents, alerting, caps"),
+        ("xyzzy", "agents, alerting, breakers, caps"),
+        ("", "agents, alerting, breakers, caps"),
     ],
 )
 def test_a_key_that_is_not_there_is_answered_with_what_is(production: Loaded, key: str, said: str) -> None:

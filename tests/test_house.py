@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.decide.breaker import TRANSITIONS
+from gateway.decide.fallback import REMEDIES
 from gateway.domain.errors import CODES
 from gateway.domain.policy import Policy
 from gateway.domain.rules import Routing
@@ -184,6 +186,20 @@ def test_every_header_is_documented() -> None:
 def test_every_metric_is_documented() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
     assert not [metric.name for metric in METRICS if f"`{metric.name}" not in text or metric.help not in text]
+
+
+def test_every_fault_is_documented_as_the_table_has_it() -> None:
+    text = (ROOT / "docs" / "failover.md").read_text()
+    for kind, remedy in REMEDIES.items():
+        billed, counts = ("yes" if flag else "no" for flag in (remedy.may_be_billed, remedy.is_models_fault))
+        cells = (f"`{kind}`", remedy.retries_here or "–", remedy.then.value, billed, counts, remedy.why)
+        assert f"| {' | '.join(map(str, cells))} |" in text
+
+
+def test_every_transition_of_a_breaker_is_documented() -> None:
+    text = (ROOT / "docs" / "failover.md").read_text()
+    rows = [f"| {before} | {event} | {after} |" for (before, event), after in TRANSITIONS.items()]
+    assert not [row for row in rows if row not in text]
 
 
 def test_every_command_is_documented() -> None:

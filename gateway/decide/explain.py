@@ -8,7 +8,8 @@ import msgspec
 from gateway.decide.budget import bound_tokens, caps_that_apply
 from gateway.decide.fill import fill
 from gateway.decide.identify import Caller, identify
-from gateway.decide.plan import Plan, Target
+from gateway.decide.plan import Plan
+from gateway.decide.targets import Target
 from gateway.domain.dialects import DIALECTS, translate
 from gateway.domain.money import Usage, cost_nusd, format_usd
 from gateway.domain.wire import ChatBody

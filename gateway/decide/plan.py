@@ -10,12 +10,14 @@ import msgspec
 from msgspec import Raw
 
 from gateway.decide.assign import bucket_of, hash_user, is_treated
+from gateway.decide.fallback import RetryLimits
 from gateway.decide.prices import PriceBook
 from gateway.decide.route import Routes, compile_routes
+from gateway.decide.targets import Target, Targets
 from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
-from gateway.domain.policy import BPS_PER_PERCENT, Cap, Key, Limits, Overrides, Policy
+from gateway.domain.policy import BPS_PER_PERCENT, Cap, Key, Limits, OnCut, Overrides, Policy
 from gateway.domain.rules import Routing
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
@@ -24,16 +26,6 @@ from gateway.domain.wire import raw
 RAW_AGENT = "raw"
 # A call without any limit could cost anything, so where neither caller nor agent sets one, this is put in.
 MAX_TOKENS_IF_UNSET = 4096
-
-
-class Target(NamedTuple):
-    """One model at one upstream: what to ask for, where, in which dialect, at which price."""
-
-    ref: str
-    upstream: str
-    model: str
-    kind: str
-    price: Price | None
 
 
 class Assignment(NamedTuple):
@@ -51,6 +43,7 @@ class AgentPlan(NamedTuple):
     name: str
     description: str
     salt: str
+    on_cut: OnCut
     share_bps: int
     finetuned: tuple[Target, ...]
     baseline: tuple[Target, ...]
@@ -64,9 +57,7 @@ class Plan(NamedTuple):
     agents: Mapping[str, AgentPlan]
     routes: Routes
     default_agent: str
-    prices: PriceBook
-    upstream_kinds: Mapping[str, str]
-    serving_upstream: str
+    targets: Targets
     use_finetuned: bool
     is_experiment: bool
     fallback_enabled: bool
@@ -77,16 +68,17 @@ class Plan(NamedTuple):
     caps: tuple[Cap, ...]
     keys: tuple[Key, ...]
     user_salt: Secret
+    on_cut: OnCut
+    retries: RetryLimits
 
     def raw_agent(self, ref: str) -> AgentPlan | None:
         """A stand-in agent for a model named outright, where the policy lets it pass and the upstream exists."""
-        upstream, model = split_ref(ref)
-        kind = self.upstream_kinds.get(upstream)
-        if not self.allow_raw_models or kind is None or not model:
+        target = self.targets.find(ref) if self.allow_raw_models else None
+        if target is None:
             return None
-        serving = self.serving_upstream or upstream
-        target = Target(ref, serving, model, self.upstream_kinds[serving], self.prices.find(ref, kind))
-        return AgentPlan(RAW_AGENT, "", RAW_AGENT, 0, (target,), (target,), {"max_tokens": raw(MAX_TOKENS_IF_UNSET)})
+        return AgentPlan(
+            RAW_AGENT, "", RAW_AGENT, self.on_cut, 0, (target,), (target,), {"max_tokens": raw(MAX_TOKENS_IF_UNSET)}
+        )
 
     def kept_user(self, user: str) -> str:
         """The user as records and accounts know it."""
@@ -120,15 +112,13 @@ def compile_plan(
     env: str, settings: Settings, policy: Policy, routing: Routing, litellm_map: Mapping[str, Price]
 ) -> Plan:
     """One plan from checked parts. Anything wrong with them has been reported before this."""
-    prices = PriceBook(policy.prices, settings.prices, litellm_map)
+    targets = Targets(settings, policy, PriceBook(policy.prices, settings.prices, litellm_map))
     return Plan(
         env=env,
-        agents={name: _agent_plan(name, agent, settings, policy, prices) for name, agent in settings.agents.items()},
+        agents={name: _agent_plan(name, agent, policy, targets) for name, agent in settings.agents.items()},
         routes=compile_routes(routing),
         default_agent=routing.default_agent,
-        prices=prices,
-        upstream_kinds={name: upstream.kind for name, upstream in settings.upstreams.items()},
-        serving_upstream=policy.models.upstream,
+        targets=targets,
         use_finetuned=policy.models.use_finetuned,
         is_experiment=policy.ab_testing.enabled,
         fallback_enabled=policy.models.fallback_enabled,
@@ -139,6 +129,8 @@ def compile_plan(
         caps=tuple(_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps),
         keys=tuple(policy.keys),
         user_salt=settings.server.user_salt,
+        on_cut=policy.stream.on_cut,
+        retries=RetryLimits(policy.retries.base_s, policy.retries.max_wait_s),
     )
 
 
@@ -156,13 +148,12 @@ def upstreams_in_use(settings: Settings, policy: Policy) -> frozenset[str]:
     return frozenset(split_ref(ref)[0] for ref in refs)
 
 
-def _agent_plan(name: str, agent: Agent, settings: Settings, policy: Policy, prices: PriceBook) -> AgentPlan:
+def _agent_plan(name: str, agent: Agent, policy: Policy, targets: Targets) -> AgentPlan:
     def target(ref: str, own: PriceEntry | None = None) -> Target:
-        upstream, model = split_ref(ref)
-        price = prices.find(ref, settings.upstreams[upstream].kind, own)
-        # The policy may send every model to one upstream; the name and the price stay those of the registry.
-        serving = policy.models.upstream or upstream
-        return Target(ref, serving, model, settings.upstreams[serving].kind, price)
+        found = targets.find(ref, own)
+        if found is None:
+            raise AssertionError(f"BUG: {ref} was not checked")
+        return found
 
     finetuned = target(agent.finetuned, agent.prices.finetuned)
     baseline = target(agent.baseline, agent.prices.baseline)
@@ -173,6 +164,7 @@ def _agent_plan(name: str, agent: Agent, settings: Settings, policy: Policy, pri
         name=name,
         description=agent.description,
         salt=agent.salt or name,
+        on_cut=policy.stream.agents.get(name, policy.stream.on_cut),
         share_bps=round(policy.ab_testing.rollout_percentage * BPS_PER_PERCENT)
         if policy.ab_testing.enabled
         else 10_000,

@@ -49,12 +49,17 @@ Op = Pass | Rename | Clamp | Only | Rewrite
 
 
 class Dialect(NamedTuple):
-    """One kind of upstream. Closed: fields not in the table are dropped. `message_keys` of None: messages untouched."""
+    """One kind of upstream. Closed: fields not in the table are dropped. `message_keys` of None: messages untouched.
+
+    `continuation`: what marks an answer as begun, in its message and in the request, and whether what comes then may
+    begin with that answer.
+    """
 
     fields: Mapping[str, Op]
     is_closed: bool
     message_keys: Mapping[str, frozenset[str]] | None
     asks_for_usage: bool
+    continuation: Mapping[str, Any]
     rewrite_answer: Callable[[bytes], bytes] | None
     rewrite_chunk: Callable[[bytes], list[bytes]] | None
 
@@ -94,6 +99,14 @@ def translate(dialect: Dialect, fields: Fields) -> tuple[Fields, list[str]]:
         sent["messages"], inside = _messages(dialect.message_keys, sent["messages"])
         dropped += inside
     return sent, dropped
+
+
+def continued(dialect: Dialect, fields: Fields, text: str) -> Fields:
+    """A request whose answer has begun with `text`, for a model that goes on from there."""
+    messages: list[Any] = _decoded(fields["messages"])
+    marks, asked = dialect.continuation["message"], dialect.continuation["request"]
+    begun = {"role": "assistant", "content": text, **marks}
+    return {**fields, "messages": raw([*messages, begun]), **{name: raw(value) for name, value in asked.items()}}
 
 
 def _is_null(value: Raw) -> bool:
@@ -222,10 +235,20 @@ def _mistral_chunk(data: bytes) -> list[bytes]:
     return [msgspec.json.encode(chunk), msgspec.json.encode({**chunk, "choices": [], "usage": usage})]
 
 
+_UNMARKED: Mapping[str, Any] = {"message": {}, "request": {}, "may_repeat": True}
+# vLLM's names; servers that do not know them leave them aside.
+_VLLM: Mapping[str, Any] = {
+    "message": {},
+    "request": {"add_generation_prompt": False, "continue_final_message": True},
+    "may_repeat": False,
+}
+# Its documentation has the answer begin with the prefix; whether a stream does, was not tried.
+_PREFIX: Mapping[str, Any] = {"message": {"prefix": True}, "request": {}, "may_repeat": True}
+
 DIALECTS: Mapping[str, Dialect] = {
     # OpenAI's reasoning models refuse the older name, and all its chat models take the newer one.
-    "openai": Dialect({"max_tokens": Rename("max_completion_tokens")}, False, None, True, None, None),
-    "compatible": Dialect({}, False, None, True, None, None),
-    "simulator": Dialect({}, False, None, True, None, None),
-    "mistral": Dialect(_MISTRAL_FIELDS, True, _MISTRAL_MESSAGE_KEYS, False, _mistral_answer, _mistral_chunk),
+    "openai": Dialect({"max_tokens": Rename("max_completion_tokens")}, False, None, True, _UNMARKED, None, None),
+    "compatible": Dialect({}, False, None, True, _VLLM, None, None),
+    "simulator": Dialect({}, False, None, True, _UNMARKED, None, None),
+    "mistral": Dialect(_MISTRAL_FIELDS, True, _MISTRAL_MESSAGE_KEYS, False, _PREFIX, _mistral_answer, _mistral_chunk),
 }

@@ -101,18 +101,25 @@ class Refused(GatewayError):
 
 
 class FaultKind(StrEnum):
-    """What went wrong on the way to or from a provider. The full taxonomy grows with the failover issue."""
+    """What went wrong on the way to or from a provider. What follows from each: `decide/fallback.py:REMEDIES`."""
 
     CONNECT = "connect"  # No connection: refused, unreachable, name not found, TLS failed.
-    RESET = "reset"  # The connection broke before the answer's first byte.
-    TIMEOUT = "timeout"  # No first byte, or no next chunk, within the deadline.
-    RATE_LIMITED = "rate_limited"  # 429.
-    SERVER = "server"  # 5xx.
+    RESET = "reset"  # The connection broke before anything of the answer had gone out.
+    FIRST_BYTE = "first_byte"  # Accepted, and not a byte within the deadline.
+    FIRST_TOKEN = "first_token"  # Headers, and no content within the deadline.
+    STALL = "stall"  # Nothing more within the stall limit, the connection open.
+    DRIP = "drip"  # More, but slower than the least rate.
+    CUT = "cut"  # The answer broke off after some of it had gone out.
+    SERVER = "server"  # 5xx, or an error in the place of an answer.
+    RATE_LIMITED = "rate_limited"  # 429: later.
+    QUOTA = "quota"  # 429 or 402: the account is empty.
     NOT_FOUND = "not_found"  # 404: the model is retired or was never there.
     AUTH = "auth"  # 401 or 403: our key, not the caller's.
+    INVALID = "invalid"  # What came is no chat completion: HTML, nothing, another type, too large.
+    CONTEXT_LENGTH = "context_length"  # The prompt is too long for this model.
+    FILTERED = "filtered"  # The provider's content filter.
     REJECTED = "rejected"  # Any other 4xx: the request itself.
-    INVALID = "invalid"  # An answer that is not a chat completion.
-    CUT = "cut"  # The answer broke off after bytes of it had gone out.
+    DEADLINE = "deadline"  # The call's own time is over.
 
 
 class UpstreamFault(GatewayError):
@@ -128,6 +135,8 @@ class UpstreamFault(GatewayError):
         type: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(code, message, status=status, type=type, param=param, headers=headers)
         self.kind = kind
+        self.retry_after_s = retry_after_s

@@ -13,10 +13,11 @@ from msgspec import Meta
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem, Usd, nearest
 from gateway.domain.secret import Secret
-from gateway.domain.settings import Count, PriceEntry, Settings
+from gateway.domain.settings import Count, PriceEntry, Seconds, Settings
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Dimension = Literal["agent", "key", "user", "model", "operation"]
+OnCut = Literal["continue", "hold", "error"]
 BPS_PER_PERCENT = 100
 
 
@@ -51,6 +52,48 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] = 8
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of a stream that breaks off: joined with another model's, held back until it is whole, or an error.
+
+    `agents` says it for single agents.
+    """
+
+    on_cut: OnCut = "continue"
+    agents: dict[str, OnCut] = {}
+
+
+class Retries(msgspec.Struct, frozen=True, kw_only=True):
+    """How retries at the same model are paced, and how many an upstream gets: a share of its calls, at least a few."""
+
+    base_s: Seconds = 0.25
+    max_wait_s: Seconds = 5.0
+    budget_percent: Percent = 20.0
+    budget_floor: Annotated[int, Meta(ge=0, le=1_000)] = 3
+    budget_window_s: Seconds = 10.0
+
+
+class Breakers(msgspec.Struct, frozen=True, kw_only=True):
+    """When a model that fails is left alone, and for how long: twice as long after each failed probe, to a maximum."""
+
+    consecutive: Count = 5
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    min_calls: Count = 20
+    window_s: Seconds = 30.0
+    open_s: Seconds = 5.0
+    max_open_s: Seconds = 30.0
+
+
+class TimeoutOverrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Timeouts of an upstream as this environment wants them; what is left out stays as in config.toml."""
+
+    first_byte_s: Seconds | None = None
+    first_token_s: Seconds | None = None
+    stall_s: Seconds | None = None
+    min_events_per_s: Annotated[float, Meta(ge=0)] | None = None
+    attempt_s: Seconds | None = None
+    total_s: Seconds | None = None
 
 
 class Cap(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +137,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     ab_testing: AbTesting = AbTesting()
     overrides: Overrides = Overrides()
     limits: Limits = Limits()
+    stream: Stream = Stream()
+    retries: Retries = Retries()
+    breakers: Breakers = Breakers()
+    timeouts: dict[str, TimeoutOverrides] = {}
     caps: list[Cap] = []
     alerting: Alerting = Alerting()
     keys: list[Key] = []
@@ -131,6 +178,16 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
             wrong(f"caps[{index}].warn_at", "", "shares must rise")
         for agent in cap.only.get("agent", []):
             _check_agent(f"caps[{index}].only.agent", agent, settings.agents, problems)
+    for name in policy.timeouts:
+        if name not in settings.upstreams:
+            known = ", ".join(sorted(settings.upstreams))
+            wrong(f"timeouts.{name}", "", f"no such upstream; known: {known}{nearest(name, settings.upstreams)}")
+    for agent in policy.stream.agents:
+        _check_agent(f"stream.agents.{agent}", agent, settings.agents, problems)
+    if policy.retries.max_wait_s < policy.retries.base_s:
+        wrong("retries.max_wait_s", str(policy.retries.max_wait_s), "must not be below retries.base_s")
+    if policy.breakers.max_open_s < policy.breakers.open_s:
+        wrong("breakers.max_open_s", str(policy.breakers.max_open_s), "must not be below breakers.open_s")
     seen: set[str] = set()
     for index, key in enumerate(policy.keys):
         if not is_name(key.name) or key.name in seen:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.domain.names import NAME, is_name
-from gateway.domain.reading import Address, Problem, Usd, nearest
+from gateway.domain.reading import Address, Problem, Usd, join, nearest
 from gateway.domain.secret import Secret
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -33,6 +33,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Count = 32 * 2**20
     max_connections: Count = 10_000
     max_calls: Count = 5_000
+    max_buffered_bytes: Count = 256 * 2**20
     head_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0
     idle_timeout_s: Seconds = 75.0
@@ -40,11 +41,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """How long one attempt at an upstream may take, by phase."""
+    """How long one attempt at an upstream may take, by phase; `total_s` is for the call with all its attempts."""
 
     connect_s: Seconds = 5.0
     first_byte_s: Seconds = 120.0
-    stall_s: Seconds = 30.0
+    first_token_s: Seconds = 10.0
+    stall_s: Seconds = 10.0
+    min_events_per_s: Annotated[float, Meta(ge=0)] = 0.2
+    attempt_s: Seconds = 300.0
     total_s: Seconds = 600.0
 
 
@@ -70,6 +74,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Secret = Secret("")
     api_key_env: str = ""
     stream_usage: bool = True
+    continues: bool | None = None
     max_connections: Count = 1_000
     timeouts: Timeouts = Timeouts()
     simulator: SimulatorSettings = SimulatorSettings()
@@ -150,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: dict[str, Upstream]
     agents: dict[str, Agent]
     prices: dict[str, PriceEntry] = {}
+    context_tokens: dict[str, Count] = {}
     store: Store = Store()
     journal: JournalSettings = JournalSettings()
     telemetry: Telemetry = Telemetry()
@@ -197,6 +203,15 @@ def check_settings(settings: Settings) -> list[Problem]:
                 wrong(key, ref, f'no upstream "{target}"; known: {known}{hint}')
             elif not model:
                 wrong(key, ref, "the model id after the slash is missing")
+    for pattern in settings.context_tokens:
+        # A pattern may leave the upstream open; a name that is written out must be one.
+        target, _ = split_ref(pattern)
+        if target not in settings.upstreams and not re.search(r"[*?[]", pattern.partition("/")[0]):
+            hint = nearest(target, settings.upstreams)
+            wrong(join("context_tokens", pattern), pattern, f'no upstream "{target}"{hint}')
+    if settings.server.max_buffered_bytes < settings.server.max_body_bytes:
+        buffered = str(settings.server.max_buffered_bytes)
+        wrong("server.max_buffered_bytes", buffered, "must not be below server.max_body_bytes")
     edges = settings.telemetry.latency_buckets_ms
     if not edges or list(edges) != sorted(set(edges)):
         fix = "edges must rise, and there must be one"

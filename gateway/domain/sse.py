@@ -85,7 +85,7 @@ class Tap:
     JSON through.
     """
 
-    __slots__ = ("_finished", "done", "error", "finish_reason", "model", "usage")
+    __slots__ = ("_finished", "done", "error", "finish_reason", "malformed", "model", "usage")
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -93,6 +93,7 @@ class Tap:
         self.usage: Usage | None = None
         self.error: bytes | None = None
         self.done = False
+        self.malformed = 0
         self._finished: set[int | None] = set()
 
     @property
@@ -100,11 +101,12 @@ class Tap:
         """How many choices have a finish_reason; a call may ask for several, and a provider may say it twice of one."""
         return len(self._finished)
 
-    def look(self, data: bytes) -> Answer:
-        """Note what `data` tells, and return it parsed. Raises `UpstreamFault` where it is no chunk."""
+    def look(self, data: bytes) -> Answer | None:
+        """Note what `data` tells, and return it parsed; None where it is no chunk, which is counted."""
         answer = read_answer(data)
         if answer is None:
-            raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider sent an event that is not JSON")
+            self.malformed += 1
+            return None
         if answer.has_error:
             self.error = data
             return answer

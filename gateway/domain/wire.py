@@ -206,6 +206,17 @@ class Answer(msgspec.Struct):
         return bytes(self.error) != b"null"
 
 
+class _DeltaChoice(msgspec.Struct):
+    delta: dict[str, Raw] | None = None
+    finish_reason: str | None = None
+
+
+class _Deltas(msgspec.Struct):
+    choices: list[_DeltaChoice] | None = None
+
+
+_NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
+_deltas = msgspec.json.Decoder(_Deltas)
 _answer = msgspec.json.Decoder(Answer)
 _usage = msgspec.json.Decoder(_Usage | None)
 
@@ -213,9 +224,25 @@ _usage = msgspec.json.Decoder(_Usage | None)
 def read_answer(body: bytes) -> Answer | None:
     """What the gateway needs of an answer or a chunk; None where it is not one."""
     try:
+        # What is skipped over would go out unseen, and an SDK fails on it.
+        if not body.isascii():
+            body.decode()
         return _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def carries_content(data: bytes) -> bool:
+    """Whether a chunk holds any of an answer (text, a tool call, a refusal, its end), and not only its preamble."""
+    try:
+        choices = _deltas.decode(data).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return any(
+        choice.finish_reason
+        or any(name != "role" and bytes(value) not in _NOTHING for name, value in (choice.delta or {}).items())
+        for choice in choices or ()
+    )
 
 
 def read_usage(found: bytes | Raw) -> Usage | None:

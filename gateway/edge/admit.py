@@ -8,20 +8,33 @@ import asyncio
 from aiohttp import HttpVersion11, web
 
 from gateway.domain.errors import Refused
+from gateway.edge.open_call import OpenCall
 from gateway.edge.runtime import Runtime
 
 # After a refusal the body is still on its way, so what follows on the connection could not be told from it.
 _CLOSE = {"Connection": "close"}
 
 
-async def admit(runtime: Runtime, request: web.Request) -> bytes:
+async def admit(call: OpenCall, request: web.Request) -> bytes:
     """The body of a call. Raises `Refused`."""
+    runtime = call.runtime
     if runtime.is_draining:
         raise Refused("draining", "the gateway is shutting down", headers={"Retry-After": "1", "Connection": "close"})
     if runtime.observer.in_flight > runtime.server.max_calls:
         raise Refused("overloaded", "too many calls at once", headers={"Retry-After": "1"})
     runtime.journal.check()
-    return await read_body(runtime, request)
+    # Counted before it is read, by what is announced. A chunked body announces nothing and is counted once it is here.
+    call.hold_bytes(min(request.content_length or 0, runtime.server.max_body_bytes))
+    _check_buffers(runtime)
+    body = await read_body(runtime, request)
+    call.hold_bytes(len(body))
+    _check_buffers(runtime)
+    return body
+
+
+def _check_buffers(runtime: Runtime) -> None:
+    if runtime.buffered_bytes > runtime.server.max_buffered_bytes:
+        raise Refused("overloaded", "too many bytes of requests at once", headers={"Retry-After": "1", **_CLOSE})
 
 
 async def read_body(runtime: Runtime, request: web.Request) -> bytes:

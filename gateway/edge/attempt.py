@@ -1,7 +1,8 @@
 """Step 5, attempt: one try at one model, up to the point where an answer has begun for certain.
 
-Plain: the whole answer, checked. Streaming: the first event of content, held back, so that whatever fails before it
-can still fall back silently. Everything that goes wrong leaves here as an `UpstreamFault`.
+Plain: the whole answer, checked. Streaming: everything up to the first content is held back, so that whatever fails
+before it can still fall back silently; a policy may hold back the whole stream. Everything that goes wrong leaves here
+as an `UpstreamFault`.
 """
 
 import asyncio
@@ -9,29 +10,21 @@ import time
 from collections.abc import AsyncIterator, Mapping
 
 from gateway.decide.fill import Filled
-from gateway.decide.plan import Target
-from gateway.domain.dialects import DIALECTS, Dialect, translate
+from gateway.decide.targets import Target
+from gateway.domain.dialects import DIALECTS, Dialect, continued, translate
 from gateway.domain.errors import FaultKind, UpstreamFault
 from gateway.domain.money import Usage
 from gateway.domain.sse import DONE, Splitter, Tap
-from gateway.domain.wire import ChatBody, encode, raw, read_answer, read_usage
+from gateway.domain.wire import ChatBody, carries_content, encode, raw, read_answer, read_usage
 from gateway.edge.open_call import OpenCall
-from gateway.edge.upstream import Exchange, Upstream
+from gateway.edge.refusal import error_in_answer, no_stream, rate_limit_headers, refusal
+from gateway.edge.upstream import MAX_ANSWER_BYTES, Exchange, Upstream
 
-# Of a provider's refusal, these go on to the caller: the SDKs pace themselves by them.
-_PASSED_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
-_RATE_LIMIT_PREFIX = "x-ratelimit-"
 # Of a caller's headers, these go on to the provider. Everything else stays here.
 _SENT_HEADERS = ("traceparent", "tracestate")
+# Malformed events are skipped; a stream that holds more of them than this is broken.
+MAX_MALFORMED = 3
 _INCLUDE_USAGE = raw({"include_usage": True})
-
-_KINDS_BY_STATUS = {
-    401: FaultKind.AUTH,
-    403: FaultKind.AUTH,
-    404: FaultKind.NOT_FOUND,
-    408: FaultKind.TIMEOUT,
-    429: FaultKind.RATE_LIMITED,
-}
 
 
 class Whole:
@@ -50,31 +43,46 @@ class Whole:
 
 
 class Begun:
-    """A stream whose first events are here, and the rest to come."""
+    """A stream whose first content is here, and the rest to come. Its events are in OpenAI's dialect."""
 
-    __slots__ = ("chunks", "dialect", "events", "exchange", "headers", "splitter", "stall_s")
+    __slots__ = ("_chunks", "_dialect", "_splitter", "events", "exchange", "headers", "target")
 
-    def __init__(self, exchange: Exchange, dialect: Dialect, stall_s: float) -> None:
+    def __init__(self, exchange: Exchange, target: Target) -> None:
         self.exchange = exchange
-        self.dialect = dialect
-        self.stall_s = stall_s
+        self.target = target
         self.headers = rate_limit_headers(exchange.headers)
-        self.splitter = Splitter()
-        self.chunks: AsyncIterator[bytes] = exchange.chunks()
         self.events: list[bytes] = []
+        self._dialect: Dialect = DIALECTS[target.kind]
+        self._splitter = Splitter()
+        self._chunks: AsyncIterator[bytes] = exchange.chunks()
 
     async def next_events(self) -> list[bytes] | None:
         """The events of the next piece of the stream; None at its end. Raises `UpstreamFault`."""
-        async for chunk in self.chunks:
-            return self.splitter.feed(chunk)
+        async for chunk in self._chunks:
+            return self._rewritten(self._splitter.feed(chunk))
         return None
 
+    def last_events(self) -> list[bytes]:
+        """The last event where the stream ended without its blank line."""
+        return self._rewritten(self._splitter.end())
 
-def request_body(target: Target, filled: Filled, body: ChatBody, *, stream_usage: bool) -> tuple[bytes, list[str]]:
-    """The bytes to send to `target`, and the names of the fields its dialect does not take."""
+    def _rewritten(self, events: list[bytes]) -> list[bytes]:
+        rewrite = self._dialect.rewrite_chunk
+        if rewrite is None:
+            return events
+        return [piece for data in events for piece in ((data,) if data == DONE else rewrite(data))]
+
+
+def request_body(
+    target: Target, filled: Filled, body: ChatBody, *, stream_usage: bool, begun_text: str = ""
+) -> tuple[bytes, list[str]]:
+    """The bytes to send to `target`, and the names of the fields its dialect does not take.
+
+    `begun_text` is what the answer begins with, for a model that is to go on from there.
+    """
     dialect = DIALECTS[target.kind]
     fields, dropped = translate(dialect, filled.fields)
-    sent = dict(fields)
+    sent = continued(dialect, fields, begun_text) if begun_text else dict(fields)
     sent["model"] = raw(target.model)
     if body.stream and dialect.asks_for_usage and stream_usage and not body.include_usage:
         sent["stream_options"] = _INCLUDE_USAGE
@@ -87,56 +95,116 @@ def sent_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 async def attempt(
-    call: OpenCall, upstream: Upstream, target: Target, payload: bytes, headers: Mapping[str, str], *, stream: bool
+    call: OpenCall,
+    upstream: Upstream,
+    target: Target,
+    payload: bytes,
+    headers: Mapping[str, str],
+    *,
+    stream: bool,
+    hold: bool = False,
 ) -> Whole | Begun:
-    """One try. Raises `UpstreamFault`; the exchange is closed then."""
-    limits = upstream.timeouts
+    """One try. `hold`: the whole stream is waited for. Raises `UpstreamFault`; the exchange is closed then."""
+    limits = target.timeouts
     since_s = time.perf_counter()
     exchange: Exchange | None = None
-    begun = False
+    is_kept = False
+    silence = FaultKind.FIRST_TOKEN
     try:
-        exchange = await upstream.send(payload, headers, within_s=min(limits.first_byte_s, call.left_s))
-        async with asyncio.timeout(min(limits.total_s if not stream else limits.first_byte_s, call.left_s)):
+        first_s = limits.first_token_s if stream else limits.first_byte_s
+        exchange = await upstream.send(payload, headers, within_s=min(first_s, call.left_s))
+        waited_s = time.perf_counter() - since_s
+        rest_s = (first_s if stream or exchange.status != 200 else limits.attempt_s) - waited_s
+        async with asyncio.timeout(min(rest_s, call.left_s)) as clock:
             if exchange.status != 200:
-                raise _refusal(exchange, await exchange.read())
+                raise refusal(exchange, await exchange.read())
             if not stream:
                 return _whole(exchange, await exchange.read(), DIALECTS[target.kind])
-            answer = Begun(exchange, DIALECTS[target.kind], limits.stall_s)
-            await _first_events(answer)
-            begun = True
+            answer = Begun(exchange, target)
+            await _until_content(answer)
+            if hold:
+                silence = FaultKind.STALL
+                within_s = min(limits.attempt_s - (time.perf_counter() - since_s), call.left_s)
+                await _until_end(answer, clock, choices=call.n, within_s=within_s)
+            is_kept = True
             return answer
     except UpstreamFault as fault:
         if fault.kind is FaultKind.CUT:
             # Nothing of the answer has gone out, so to the caller it is as if none had come.
             fault.kind = FaultKind.RESET
+        elif fault.kind is FaultKind.FIRST_BYTE and call.left_s <= 0:
+            fault.kind = FaultKind.DEADLINE
         raise
     except TimeoutError:
-        raise UpstreamFault(
-            FaultKind.TIMEOUT, "upstream_timeout", f"{target.upstream} did not answer in time"
-        ) from None
+        kind = FaultKind.DEADLINE if call.left_s <= 0 else silence
+        raise UpstreamFault(kind, "upstream_timeout", f"{target.upstream} did not answer in time") from None
     finally:
         call.waited_s += time.perf_counter() - since_s
-        if exchange is not None and not begun:
+        if exchange is not None and not is_kept:
             exchange.close()
 
 
-async def _first_events(answer: Begun) -> None:
-    """Read until the first event is here, and see that it is no error and no empty end."""
-    content_type = answer.exchange.headers.get("Content-Type", "")
-    if not content_type.lower().startswith("text/event-stream"):
-        raise _not_a_stream(answer.exchange, await answer.exchange.read())
-    while not answer.events:
+async def _until_content(answer: Begun) -> None:
+    """Read until the first content is here, and see that no error and no empty end comes before it."""
+    exchange = answer.exchange
+    if not exchange.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+        raise no_stream(exchange, await exchange.read())
+    size = 0
+    while True:
         found = await answer.next_events()
-        if found is None:
-            answer.events = answer.splitter.end()
-            break
-        answer.events = found
-    if not answer.events or answer.events[0] == DONE:
-        raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's stream held nothing")
+        is_end = found is None
+        events = answer.last_events() if found is None else found
+        answer.events += events
+        for data in events:
+            if data == DONE:
+                is_end = True
+                break
+            tap = Tap()
+            if not tap.look(data):
+                raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's stream begins with no JSON")
+            _refuse_errors(exchange, tap)
+            if carries_content(data):
+                return
+        size += sum(map(len, events))
+        if is_end or size > MAX_ANSWER_BYTES:
+            raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's stream held nothing")
+
+
+async def _until_end(answer: Begun, clock: asyncio.Timeout, *, choices: int, within_s: float) -> None:
+    """Read the whole stream, as far as it is not here yet, and see that it is whole; a stall ends it as anywhere."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + within_s
     tap = Tap()
-    tap.look(answer.events[0])
+    is_at_end = False
+    events, answer.events = answer.events, []
+    size = 0
+    while True:
+        for data in events:
+            answer.events.append(data)
+            if data == DONE:
+                return
+            if tap.look(data):
+                _refuse_errors(answer.exchange, tap)
+            elif tap.malformed > MAX_MALFORMED and tap.finished < choices:
+                raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's stream is malformed")
+        size += sum(map(len, events))
+        if tap.finished >= choices:
+            return
+        if is_at_end:
+            raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's answer broke off before its end")
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's answer is too large")
+        clock.reschedule(min(end_s, loop.time() + answer.target.timeouts.stall_s))
+        found = await answer.next_events()
+        is_at_end = found is None
+        events = answer.last_events() if found is None else found
+
+
+def _refuse_errors(exchange: Exchange, tap: Tap) -> None:
     if tap.error is not None:
-        raise stream_error(answer.exchange, tap.error)
+        raise error_in_answer(exchange, tap.error)
+    if tap.finish_reason == "error":
+        raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
 
 
 def _whole(exchange: Exchange, body: bytes, dialect: Dialect) -> Whole:
@@ -144,60 +212,10 @@ def _whole(exchange: Exchange, body: bytes, dialect: Dialect) -> Whole:
         body = dialect.rewrite_answer(body)
     answer = read_answer(body)
     if answer is not None and answer.has_error:
-        raise stream_error(exchange, body)
+        raise error_in_answer(exchange, body)
     if answer is None or not answer.choices:
         raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's answer is not a chat completion")
     reason = next((choice.finish_reason for choice in answer.choices if choice.finish_reason), "")
     if reason == "error":
         raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
     return Whole(body, answer.model or "", reason, read_usage(answer.usage), rate_limit_headers(exchange.headers))
-
-
-def _refusal(exchange: Exchange, body: bytes) -> UpstreamFault:
-    """The fault behind a status other than 200."""
-    status = exchange.status
-    kind = _KINDS_BY_STATUS.get(status)
-    if kind is None:
-        kind = FaultKind.SERVER if status >= 500 else FaultKind.REJECTED if status >= 400 else FaultKind.INVALID
-    if kind is FaultKind.AUTH:
-        # The provider's words here may quote our key, in part.
-        return UpstreamFault(kind, "upstream_auth", "the provider refused the gateway's own key")
-    if kind is FaultKind.INVALID:
-        return UpstreamFault(kind, "upstream_invalid", f"the provider answered {status}, which is no answer")
-    said = exchange.read_error(body)
-    headers = {name: exchange.headers.get(name, "") for name in _PASSED_HEADERS}
-    return UpstreamFault(
-        kind,
-        said.code or ("model_not_found" if kind is FaultKind.NOT_FOUND else "upstream_error"),
-        said.message,
-        status=status,
-        type=said.type or ("invalid_request_error" if status < 500 and status != 429 else "server_error"),
-        param=said.param,
-        headers={
-            **{name: value for name, value in headers.items() if value and value.isprintable()},
-            **rate_limit_headers(exchange.headers),
-        },
-    )
-
-
-def stream_error(exchange: Exchange, data: bytes) -> UpstreamFault:
-    """The fault behind an error object that came under status 200."""
-    said = exchange.read_error(data)
-    code = said.code or "upstream_error"
-    return UpstreamFault(FaultKind.SERVER, code, said.message, status=502, type=said.type or "server_error")
-
-
-def _not_a_stream(exchange: Exchange, body: bytes) -> UpstreamFault:
-    answer = read_answer(body)
-    if answer is not None and answer.has_error:
-        return stream_error(exchange, body)
-    return UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider did not answer with a stream")
-
-
-def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The provider's rate-limit headers, for SDKs that pace themselves."""
-    return {
-        name: value
-        for name, value in headers.items()
-        if name.lower().startswith(_RATE_LIMIT_PREFIX) and value.isprintable()
-    }

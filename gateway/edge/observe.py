@@ -5,6 +5,7 @@ look-up, in about a microsecond. Rendering is off the hot path. Labels come from
 caller writes becomes `other`, so strangers cannot grow the memory.
 """
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -14,12 +15,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from gateway import __version__
+from gateway.decide.breaker import State
 from gateway.decide.plan import RAW_AGENT, Plan
+from gateway.decide.standing import Standing
 from gateway.domain.call import CallRecord
 from gateway.domain.errors import CODES
 from gateway.domain.money import NUSD_PER_USD
 
 OTHER = "other"
+_LEVELS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 CALL_LABELS = ("agent", "model", "variant")
 # Our own share of a call is far below a millisecond, so its edges are finer than those of the model's latency.
 OVERHEAD_EDGES_MS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 25, 100)
@@ -50,6 +54,10 @@ TOKENS = Declared("model_tokens", Kind.COUNTER, "Tokens used, by direction.", (*
 LATENCY = Declared("model_latency_ms", Kind.HISTOGRAM, "From the request's head to the answer's end.", CALL_LABELS)
 FIRST_CHUNK = Declared("model_first_chunk_ms", Kind.HISTOGRAM, "Streams: to the first chunk of content.", CALL_LABELS)
 FAULTS = Declared("gateway_upstream_faults", Kind.COUNTER, "Attempts that failed, by kind.", ("upstream", "kind"))
+RETRIES = Declared("gateway_retries", Kind.COUNTER, "Tries at a model that had just failed.", ("upstream",))
+RESUMED = Declared("gateway_streams_resumed", Kind.COUNTER, "Broken streams joined with another's.", ("upstream",))
+BREAKER = Declared("gateway_breaker_state", Kind.GAUGE, "0 closed, 1 half-open, 2 open.", ("upstream", "model"))
+RETRY_BUDGET = Declared("gateway_retry_budget_left", Kind.GAUGE, "Retries that could be made now.", ("upstream",))
 OVERHEAD = Declared("gateway_overhead_ms", Kind.HISTOGRAM, "The gateway's own share of a call: all but the waiting.")
 IN_FLIGHT = Declared("gateway_calls_in_flight", Kind.GAUGE, "Calls being served now.")
 REFUSALS = Declared("gateway_refusals", Kind.COUNTER, "Requests refused before any model was asked.", ("code",))
@@ -63,7 +71,8 @@ BUILD = Declared(
 )
 
 METRICS: tuple[Declared, ...] = (
-    REQUESTS, ERRORS, FALLBACKS, COST, TOKENS, LATENCY, FIRST_CHUNK, FAULTS, OVERHEAD, IN_FLIGHT, REFUSALS, CONNECTIONS,
+    REQUESTS, ERRORS, FALLBACKS, COST, TOKENS, LATENCY, FIRST_CHUNK, FAULTS, RETRIES, RESUMED, BREAKER,
+    RETRY_BUDGET, OVERHEAD, IN_FLIGHT, REFUSALS, CONNECTIONS,
     RELOADS, RELOAD_OK, SHARE, DRAINING, BUILD,
 )  # fmt: skip
 
@@ -121,7 +130,10 @@ class Cell:
 class Observer(Collector):
     """Counts what happens; shows it when asked."""
 
-    def __init__(self, plan: Plan, edges_ms: tuple[float, ...]) -> None:
+    def __init__(self, plan: Plan, standing: Standing, edges_ms: tuple[float, ...]) -> None:
+        self._standing = standing
+        self._retries: dict[str, int] = {}
+        self._resumed: dict[str, int] = {}
         self._edges_ms = edges_ms
         self._cells: dict[tuple[str, str, str], Cell] = {}
         self._refusals: dict[str, int] = {}
@@ -171,6 +183,14 @@ class Observer(Collector):
         """Count an attempt that failed."""
         self._faults[upstream, kind] = self._faults.get((upstream, kind), 0) + 1
 
+    def retried(self, upstream: str) -> None:
+        """Count a retry at the same model."""
+        self._retries[upstream] = self._retries.get(upstream, 0) + 1
+
+    def resumed(self, upstream: str) -> None:
+        """Count a stream that was taken up where another had broken off, by who took it up."""
+        self._resumed[upstream] = self._resumed.get(upstream, 0) + 1
+
     def reloaded(self, *, ok: bool) -> None:
         """Count a reload, and whether the files on disk are in force now."""
         self._reloads["ok" if ok else "failed"] += 1
@@ -214,9 +234,15 @@ class Observer(Collector):
 
     def _collect_own(self) -> Iterator[Metric]:
         agents = self._plan.agents.items()
+        now_s = time.monotonic()
+        breakers = [(upstream, ref, breaker.state) for upstream, ref, breaker in self._standing.breakers()]
         share = 1 / 10_000 if self._plan.use_finetuned else 0.0
         figures: list[tuple[Declared, list[tuple[tuple[str, ...], float]]]] = [
             (FAULTS, [(labels, count) for labels, count in self._faults.items()]),
+            (RETRIES, [((upstream,), count) for upstream, count in self._retries.items()]),
+            (RESUMED, [((upstream,), count) for upstream, count in self._resumed.items()]),
+            (BREAKER, [((upstream, ref), _LEVELS[state]) for upstream, ref, state in breakers if ref in self._models]),
+            (RETRY_BUDGET, [((upstream,), budget.left(now_s)) for upstream, budget in self._standing.budgets()]),
             (REFUSALS, [((code,), count) for code, count in self._refusals.items()]),
             (RELOADS, [((result,), count) for result, count in self._reloads.items()]),
             (IN_FLIGHT, [((), self.in_flight)]),

@@ -12,10 +12,12 @@ from gateway.decide.budget import Amounts, Hold, bound_tokens
 from gateway.decide.fallback import REMEDIES
 from gateway.decide.fill import Filled
 from gateway.decide.identify import Caller, Identity
-from gateway.decide.plan import Assignment, Target
+from gateway.decide.plan import Assignment
+from gateway.decide.targets import Target
 from gateway.domain.call import Attempt, CallRecord, CostBasis
 from gateway.domain.errors import GatewayError, Refused, UpstreamFault
 from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.policy import OnCut
 from gateway.domain.wire import ChatBody
 from gateway.edge.replies import header_text
 from gateway.edge.runtime import Runtime
@@ -45,6 +47,11 @@ class OpenCall:
         self._why = ""
         self._max_tokens = 0
         self._requests = 0
+        self._wanted_ref = ""
+        # What the policy and the body say of streams: how one that breaks off goes on, and how many choices there are.
+        self.on_cut: OnCut = "error"
+        self.n = 1
+        self._buffered_bytes = 0
         self._bound_usage = Usage()
         self._dimensions: dict[str, str] = {}
         self._hold: Hold | None = None
@@ -73,6 +80,8 @@ class OpenCall:
         record.variant, record.bucket = assignment.variant, assignment.bucket
         record.variant_from = who.variant_from or assignment.variant_from
         record.share_bps = who.agent.share_bps if self.plan.is_experiment else None
+        self._wanted_ref = assignment.chain[0].ref
+        self.on_cut, self.n = who.agent.on_cut, body.n
         self.lowered = filled.lowered
         self._max_tokens = filled.max_tokens
         size = sum(len(bytes(value)) for value in filled.fields.values())
@@ -86,6 +95,11 @@ class OpenCall:
             "user": record.user,
             "operation": record.operation,
         }
+
+    def hold_bytes(self, size: int) -> None:
+        """Make the body's share of what the gateway holds of all bodies `size`; 0 gives it back."""
+        self.runtime.buffered_bytes += size - self._buffered_bytes
+        self._buffered_bytes = size
 
     def start_clock(self, total_s: float) -> None:
         """Bound the whole call by what an upstream allows in all, from the call's start; the tightest bound holds."""
@@ -145,7 +159,7 @@ class OpenCall:
         record = self.record
         record.status = 200
         record.model_answered, record.finish_reason = model[:256], finish_reason[:64]
-        record.is_fallback = len(record.attempts) > 1
+        record.is_fallback = record.model_sent != self._wanted_ref
         record.usage = usage if usage is not None and usage.is_sane else None
         attempt = self._attempt
         self._settle(record.usage, may_be_billed=True)
@@ -228,8 +242,8 @@ class OpenCall:
         if record.attempts:
             found["x-gateway-model"] = header_text(record.model_sent)
             found["x-gateway-attempts"] = str(len(record.attempts))
-            if len(record.attempts) > 1:
-                found["x-gateway-fallback"] = header_text(record.attempts[0].ref)
+            if record.model_sent != self._wanted_ref:
+                found["x-gateway-fallback"] = header_text(self._wanted_ref)
         if self.lowered:
             found["x-gateway-fields-lowered"] = ", ".join(self.lowered)
             if self.lowered[0] != "temperature":
@@ -242,6 +256,8 @@ class OpenCall:
         """What is known only when the call has ended: its cost, and our own share of the time."""
         elapsed_s = time.perf_counter() - self.started_s
         found = {
+            "x-gateway-model": header_text(self.record.model_sent),
+            "x-gateway-attempts": str(len(self.record.attempts)),
             "x-gateway-cost-usd": format_usd(self.record.cost_nusd),
             "x-gateway-overhead-ms": f"{(elapsed_s - self.waited_s) * 1000:.3f}",
         }

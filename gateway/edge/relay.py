@@ -1,8 +1,9 @@
 """Step 6, relay: the stream's events to the client as they come, and an end that is true.
 
-`[DONE]` goes out only when the provider finished and the record is in the journal; a stream that breaks off ends in an
-error event instead, which the SDKs raise. A slow reader holds the provider back, it never fills our memory; one that
-reads nothing for `server.idle_timeout_s` counts as gone.
+`[DONE]` goes out only when a provider finished and the record is in the journal. A stream that breaks off is joined
+with another model's where the policy says so and both say the same; else it ends in an error event, which the SDKs
+raise. A slow reader holds the provider back, it never fills our memory; one that reads nothing for
+`server.idle_timeout_s` counts as gone.
 """
 
 import asyncio
@@ -12,9 +13,12 @@ from contextlib import suppress
 from aiohttp import web
 
 from gateway.domain.errors import FaultKind, GatewayError, Refused, UpstreamFault
+from gateway.domain.splice import MAX_DELIVERED_BYTES, Mismatch, Splice, read_delivered, respliced
 from gateway.domain.sse import DONE, DONE_FRAME, Tap, frame
-from gateway.edge.attempt import Begun, stream_error
+from gateway.edge.attempt import MAX_MALFORMED, Begun
+from gateway.edge.failover import Failover
 from gateway.edge.open_call import OpenCall
+from gateway.edge.refusal import error_in_answer
 
 # After the last finish_reason only usage and `[DONE]` can come; a provider that forgets them is not waited for.
 GRACE_S = 2.0
@@ -22,6 +26,8 @@ GRACE_S = 2.0
 EASY_BYTES = 32 * 2**10
 # What follows `[DONE]` is an empty chunk, which comes at once if it comes at all.
 READ_OUT_S = 0.25
+# The least rate of a stream is judged over stretches of so long a wait for the provider.
+DRIP_WINDOW_S = 30.0
 
 
 class Relay:
@@ -30,50 +36,105 @@ class Relay:
     def __init__(
         self,
         call: OpenCall,
+        failover: Failover,
         begun: Begun,
         response: web.StreamResponse,
         transport: asyncio.Transport | None,
         *,
         wants_usage: bool,
-        n: int,
     ) -> None:
         self._call = call
+        self._failover = failover
         self._begun = begun
         self._response = response
         self._transport = transport
         self._wants_usage = wants_usage
-        self._n = n
         self._tap = Tap()
+        self._splice: Splice | None = None
+        self._stream_id = ""
+        # What went out, for joining another stream to it; None where nobody could, or where it is too much.
+        may_join = call.on_cut == "continue" and call.n == 1 and failover.has_next
+        self._sent: list[bytes] | None = [] if may_join else None
+        self._sent_bytes = 0
         self._waits_for_client = False
         self._patience = asyncio.timeout(None)
+        # Of the stretch over which the rate is judged: how long the provider was waited for, and what it sent.
+        self._window_waited_s = 0.0
+        self._window_events = 0
 
-    @property
-    def _is_complete(self) -> bool:
-        is_finished = self._tap.done or self._tap.finished >= self._n
-        return is_finished and self._tap.finish_reason != "error"
-
-    async def run(self) -> None:
-        """Relay to the end. What goes wrong at the provider becomes the stream's last event."""
+    async def run(self, request: web.Request) -> None:
+        """Relay to the end, whichever provider it comes from. What cannot be mended becomes the stream's last event."""
         error: GatewayError | None = None
+        try:
+            await self._response.prepare(request)
+            while True:
+                fault = await self._relay_one()
+                if fault is None or self._call.record.client_left or not await self._resume(fault):
+                    error = fault
+                    break
+            if not self._call.record.client_left:
+                await self._end(error)
+            if self._tap.done:
+                await self._read_out()
+        finally:
+            self._begun.exchange.close()
+            self._failover.left()
+
+    async def _relay_one(self) -> UpstreamFault | None:
+        """One provider's stream to its end: None where it is whole, or where the client has gone."""
+        self._patience = asyncio.timeout(None)
+        self._window_waited_s, self._window_events = 0.0, 0
         try:
             async with self._patience:
                 await self._pump()
         except TimeoutError:
             if self._waits_for_client:
                 self._call.record.client_left = True
-                return
-            error = UpstreamFault(FaultKind.TIMEOUT, "upstream_timeout", "the provider's stream stalled")
-        except UpstreamFault as fault:
-            error = fault
-        if isinstance(error, UpstreamFault):
-            # What follows the last finish_reason is not part of the answer, so neither is its absence.
-            if self._is_complete:
-                error = None
-            else:
-                self._call.failed(error)
-        await self._end(error)
-        if self._tap.done:
-            await self._read_out()
+                return None
+            kind = FaultKind.DEADLINE if self._call.left_s <= 0 else FaultKind.STALL
+            fault = UpstreamFault(kind, "upstream_timeout", "the provider's stream stalled")
+        except UpstreamFault as found:
+            fault = found
+        except Mismatch as mismatch:
+            fault = UpstreamFault(FaultKind.CUT, "upstream_cut", f"the provider's answer broke off, and {mismatch}")
+            self._sent = None
+            # Two models that answer differently are both well.
+            self._failover.left()
+            # A finish_reason that came with the second answer ends that one, not what the client has.
+            self._tap = Tap()
+        else:
+            self._failover.ended(None)
+            return None
+        # What follows the last finish_reason is not part of the answer, so neither is its absence.
+        if self._is_complete:
+            self._failover.ended(None)
+            return None
+        self._call.failed(fault)
+        self._failover.ended(fault)
+        return fault
+
+    async def _resume(self, fault: UpstreamFault) -> bool:
+        """Take up with another model's stream where this one broke off; False where that cannot be."""
+        delivered = read_delivered(self._sent) if self._sent is not None else None
+        self._begun.exchange.close()
+        if delivered is None:
+            return False
+        try:
+            found = await self._failover.resume(fault, delivered)
+        except Refused:
+            return False  # No money for another attempt: the stream's own fault is what the caller hears of.
+        if found is None:
+            return False
+        self._begun, self._splice = found
+        self._stream_id = delivered.id
+        self._tap = Tap()
+        self._call.runtime.observer.resumed(self._begun.target.upstream)
+        return True
+
+    @property
+    def _is_complete(self) -> bool:
+        is_finished = self._tap.done or self._tap.finished >= self._call.n
+        return is_finished and self._tap.finish_reason != "error"
 
     async def _pump(self) -> None:
         """Events out until the provider is done. Raises `UpstreamFault` where it ends without having finished."""
@@ -83,25 +144,51 @@ class Relay:
             if self._tap.done:
                 return
             events = await self._read()
-        await self._forward(self._begun.splitter.end())
+        await self._forward(self._begun.last_events())
         if not self._is_complete:
             raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's answer broke off before its end")
 
     async def _forward(self, events: list[bytes]) -> None:
-        """Send events on: in the client's dialect, without usage nobody asked for, and without `[DONE]`."""
+        """Send events on, without usage nobody asked for, without what is malformed, and without `[DONE]`."""
         out: list[bytes] = []
         try:
             for data in events:
                 if data == DONE:
+                    if self._splice is not None and self._splice.end():
+                        raise Mismatch("the second answer ended without a reason")
                     self._tap.done = True
                     break
-                rewrite = self._begun.dialect.rewrite_chunk
-                pieces = rewrite(data) if rewrite is not None else (data,)
-                out.extend(frame(piece) for piece in pieces if self._keeps(piece))
+                kept = self._kept(data)
+                if kept is not None:
+                    out.append(kept)
         finally:
             # Also before a fault is raised: what came before it is good.
             if out:
-                await self._write(b"".join(out))
+                self._remember(out)
+                await self._write(b"".join(map(frame, out)))
+
+    def _kept(self, data: bytes) -> bytes | None:
+        """What of an event goes out. Raises `UpstreamFault` where it tells of an error."""
+        tap = self._tap
+        answer = tap.look(data)
+        if answer is None:
+            if tap.malformed > MAX_MALFORMED:
+                raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's stream is malformed")
+            return None
+        if tap.error is not None:
+            raise error_in_answer(self._begun.exchange, tap.error)
+        if tap.finish_reason == "error":
+            raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
+        if not (answer.choices or self._wants_usage or tap.usage is None):
+            return None
+        return data if self._splice is None else respliced(data, self._splice, self._stream_id)
+
+    def _remember(self, out: list[bytes]) -> None:
+        if self._sent is not None:
+            self._sent += out
+            self._sent_bytes += sum(map(len, out))
+            if self._sent_bytes > MAX_DELIVERED_BYTES:
+                self._sent = None
 
     async def _read_out(self) -> None:
         """The end of a stream that is done, by which its connection can be used again. The client has all by now."""
@@ -110,23 +197,30 @@ class Relay:
                 while await self._begun.next_events() is not None:
                     pass
 
-    def _keeps(self, data: bytes) -> bool:
-        """Look at an event; whether it goes out. Raises `UpstreamFault` where it tells of an error."""
-        answer = self._tap.look(data)
-        if self._tap.error is not None:
-            raise stream_error(self._begun.exchange, self._tap.error)
-        if self._tap.finish_reason == "error":
-            raise UpstreamFault(FaultKind.SERVER, "upstream_error", "the provider ended with finish_reason error")
-        return bool(answer.choices) or self._wants_usage or self._tap.usage is None
-
     async def _read(self) -> list[bytes] | None:
         """The next events, within the stall limit and the call's deadline; the wait is not our overhead."""
         since_s = time.perf_counter()
-        self._allow(GRACE_S if self._is_complete else min(self._begun.stall_s, self._call.left_s))
+        limits = self._begun.target.timeouts
+        self._allow(GRACE_S if self._is_complete else min(limits.stall_s, self._call.left_s))
         try:
-            return await self._begun.next_events()
+            events = await self._begun.next_events()
         finally:
-            self._call.waited_s += time.perf_counter() - since_s
+            waited_s = time.perf_counter() - since_s
+            self._call.waited_s += waited_s
+        self._check_rate(limits.min_events_per_s, len(events or ()), waited_s)
+        return events
+
+    def _check_rate(self, least_per_s: float, count: int, waited_s: float) -> None:
+        """Raise `UpstreamFault` where a whole stretch of waiting for the provider went by below the least rate.
+
+        The time in which a slow reader was waited for does not count: it is not the provider's.
+        """
+        self._window_events += count
+        self._window_waited_s += waited_s
+        if self._window_waited_s >= DRIP_WINDOW_S:
+            if self._window_events < least_per_s * self._window_waited_s:
+                raise UpstreamFault(FaultKind.DRIP, "upstream_timeout", "the provider's stream is too slow")
+            self._window_waited_s, self._window_events = 0.0, 0
 
     async def _write(self, data: bytes) -> None:
         since_s = time.perf_counter()

@@ -17,4 +17,6 @@ def error_reply(error: GatewayError, headers: dict[str, str] | None = None) -> w
 
 def header_text(text: str) -> str:
     """Any text as a header value: printable ASCII, with `?` for what is not."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(char if " " <= char <= "~" else "?" for char in text)

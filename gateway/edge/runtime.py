@@ -5,12 +5,14 @@ life of the process.
 """
 
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 from aiohttp import web
 
 from gateway.decide.budget import Books
 from gateway.decide.plan import Plan
+from gateway.decide.standing import Standing
 from gateway.domain.settings import Server
 from gateway.edge.observe import Observer
 from gateway.edge.upstream import Upstream
@@ -29,6 +31,8 @@ class Runtime:
         books: Books,
         journal: Journal,
         observer: Observer,
+        standing: Standing,
+        dice: Random,
         effective: Mapping[str, Any],
     ) -> None:
         self.plan = plan
@@ -37,7 +41,10 @@ class Runtime:
         self.books = books
         self.journal = journal
         self.observer = observer
+        self.standing = standing
+        self.dice = dice
         self.effective = effective
+        self.buffered_bytes = 0
         self.is_draining = False
         self.reload_error = ""
 

@@ -19,7 +19,6 @@ from gateway import __version__
 from gateway.domain.errors import FaultKind, UpstreamFault
 from gateway.domain.provider_error import ProviderError, read_error
 from gateway.domain.secret import Secret
-from gateway.domain.settings import Timeouts
 from gateway.domain.settings import Upstream as UpstreamSettings
 
 # Larger than any chat completion; what is larger is not one, and must not fill our memory.
@@ -56,7 +55,6 @@ class Exchange(Protocol):
 class Upstream(Protocol):
     """A provider one can send chat requests to."""
 
-    timeouts: Timeouts
     stream_usage: bool
 
     async def send(self, body: bytes, headers: Mapping[str, str], *, within_s: float) -> Exchange:
@@ -132,7 +130,6 @@ class HttpUpstream:
 
     def __init__(self, name: str, settings: UpstreamSettings, base_url: str) -> None:
         self.name = name
-        self.timeouts = settings.timeouts
         self.stream_usage = settings.stream_usage
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._key = settings.api_key
@@ -181,7 +178,7 @@ def _fault_of(error: Exception, name: str) -> UpstreamFault:
         case aiohttp.ConnectionTimeoutError():
             return UpstreamFault(FaultKind.CONNECT, "upstream_unreachable", f"no connection to {name} in time")
         case TimeoutError():
-            return UpstreamFault(FaultKind.TIMEOUT, "upstream_timeout", f"{name} did not answer in time")
+            return UpstreamFault(FaultKind.FIRST_BYTE, "upstream_timeout", f"{name} did not answer in time")
         case aiohttp.ClientSSLError() | ssl.SSLError():
             return UpstreamFault(FaultKind.CONNECT, "upstream_unreachable", f"no secure connection to {name}")
         case aiohttp.ClientConnectorError():

@@ -5,6 +5,7 @@ this side, so that a test can look at what arrived there and at what is still op
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -45,9 +46,23 @@ base_url = "{sim}"
 kind     = "compatible"
 base_url = "{slow}"
 
+# The same simulator, left after a short silence.
+[upstreams.hasty]
+kind     = "compatible"
+base_url = "{sim}"
+timeouts = {{ stall_s = 0.1 }}
+
 [upstreams.moody]
 kind     = "compatible"
 base_url = "{moody}"
+
+[upstreams.fixed]
+kind     = "compatible"
+base_url = "{fixed}"
+
+[upstreams.prefixed]
+kind     = "mistral"
+base_url = "{fixed}"
 
 [upstreams.mistral]
 kind     = "mistral"
@@ -71,12 +86,37 @@ baseline  = "mistral/open-mistral-7b"
 finetuned = "sim/ft:capped"
 baseline  = "sim/capped"
 
+# Three that break off: behind one is a model that says the same, behind the next one that goes on from what was said,
+# and behind the third nobody.
+[agents.joined_agent]
+finetuned = "fixed/cut"
+baseline  = "fixed/whole"
+
+[agents.prefixed_agent]
+finetuned = "fixed/cut"
+baseline  = "prefixed/whole"
+
+[agents.lone_agent]
+finetuned = "fixed/cut"
+baseline  = "fixed/cut"
+
+[agents.held_agent]
+finetuned = "sim/fault:cut"
+baseline  = "sim/simulator-large"
+
+[agents.strict_agent]
+finetuned = "fixed/cut"
+baseline  = "fixed/whole"
+
 [journal]
 dir = "{journal}"
 """
 
-# One agent for each, and one for `cut`: its fine-tuned model fails in that way, its baseline answers.
-FAULTS_WITH_FALLBACK = ("401", "429", "500", "503", "empty", "error-in-200", "html", "reset")
+# One agent for each, and one for `cut`: its fine-tuned model fails in that way, its baseline answers. The figure is
+# how often the failing model is tried; `429` asks for more patience than the policy has.
+FAULTS_WITH_FALLBACK = {
+    "401": 1, "429": 1, "429-bare": 3, "500": 2, "503": 2, "empty": 1, "error-in-200": 2, "html": 2, "reset": 2,
+}  # fmt: skip
 FALLBACK_AGENT = """
 [agents.after_{fault}]
 finetuned = "sim/fault:{fault}"
@@ -96,6 +136,19 @@ rollout_percentage = 50
 variant  = true
 fallback = true
 timeout  = true
+
+# All tests share this gateway, so no breaker may open for one that another one meets, and no retry may be the last.
+[breakers]
+consecutive = 100_000
+min_calls   = 100_000
+
+[retries]
+base_s       = 0.001
+max_wait_s   = 0.5
+budget_floor = 1_000
+
+[stream]
+agents = {{ held_agent = "hold", strict_agent = "error" }}
 
 [[caps]]
 scope    = "agent"
@@ -128,8 +181,13 @@ class Moody:
     """An upstream that is overloaded for its first calls, as many as it is told, and then answers."""
 
     def __init__(self) -> None:
+        self.fail(0)
+
+    def fail(self, times: int, *, status: int = 503) -> None:
+        """Count anew, and fail so often in this way."""
         self.calls = 0
-        self.fails_left = 0
+        self.fails_left = times
+        self._status = status
 
     async def chat(self, request: web.Request) -> web.Response:
         await request.read()
@@ -137,7 +195,7 @@ class Moody:
         if self.fails_left:
             self.fails_left -= 1
             error = {"error": {"message": "overloaded", "type": "server_error", "param": None, "code": None}}
-            return web.json_response(error, status=503, headers={"retry-after-ms": "5"})
+            return web.json_response(error, status=self._status, headers={"retry-after-ms": "5"})
         message = {"role": "assistant", "content": "Here I am."}
         return web.json_response(
             {
@@ -151,15 +209,64 @@ class Moody:
         )
 
 
+class Fixed:
+    """An upstream that streams the same words whoever asks. The model `cut` breaks off after `KEPT` of them.
+
+    Asked to go on from a prefix it repeats the prefix first, as Mistral does.
+    """
+
+    WORDS = ("The ", "capital ", "of ", "France ", "is ", "Paris", ".")
+    KEPT = 4
+    USAGE = {"prompt_tokens": 7, "completion_tokens": 7, "total_tokens": 14}  # noqa: RUF012 - nobody changes it
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        last = body["messages"][-1]
+        begun = last["content"] if last["role"] == "assistant" else ""
+        assert "".join(self.WORDS).startswith(begun)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        words = [begun, "".join(self.WORDS).removeprefix(begun)] if begun else list(self.WORDS)
+        await self._send(response, body, {"role": "assistant", "content": ""})
+        kept = words[: self.KEPT] if body["model"] == "cut" else words
+        if body.get("tools"):
+            call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+            await self._send(response, body, {"tool_calls": [call]})
+            kept = []
+        for word in kept:
+            await self._send(response, body, {"content": word})
+        if body["model"] != "cut":
+            await self._send(response, body, {}, "stop")
+            await self._send(response, body, None)
+            await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _send(
+        self, response: web.StreamResponse, body: Any, delta: dict[str, Any] | None, finish: str | None = None
+    ) -> None:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+        usage = {"usage": self.USAGE} if delta is None else {}
+        chunk = {"id": f"chatcmpl-{body['model']}", "object": "chat.completion.chunk", "created": 1, **usage}
+        data = json.dumps({**chunk, "model": body["model"], "choices": choices})
+        await response.write(f"data: {data}\n\n".encode())
+
+
 class Served:
     """The running gateway and what stands behind it."""
 
-    def __init__(self, data_url: str, journal: Path, simulator: Simulator, slow: Simulator, moody: Moody) -> None:
+    def __init__(
+        self, data_url: str, journal: Path, simulator: Simulator, slow: Simulator, moody: Moody, fixed: Fixed
+    ) -> None:
         self.url = data_url
         self.base_url = f"{data_url}/v1"
         self.simulator = simulator
         self.slow = slow
         self.moody = moody
+        self.fixed = fixed
         self._journal = journal
 
     @property
@@ -202,9 +309,9 @@ def loop_in_thread() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
         loop.close()
 
 
-async def _start_moody(moody: Moody) -> web.AppRunner:
+async def _start(chat: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.AppRunner:
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", moody.chat)
+    app.router.add_post("/v1/chat/completions", chat)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -248,15 +355,17 @@ def _address(announced: Any, log: Path) -> str:
 @contextmanager
 def served_for_clients(folder: Path) -> Iterator[Served]:
     """The gateway of this file's configuration, until the block ends."""
-    moody = Moody()
+    moody, fixed = Moody(), Fixed()
     with loop_in_thread() as run:
         quick = SimulatorSettings(first_token_ms=0, per_token_ms=0, jitter=0)
         simulator = run(Simulator.start(quick))
         slow = run(Simulator.start(SimulatorSettings(first_token_ms=20, per_token_ms=20, jitter=0)))
-        runner = run(_start_moody(moody))
-        moody_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        runners = [run(_start(one.chat)) for one in (moody, fixed)]
+        moody_url, fixed_url = (f"http://127.0.0.1:{runner.addresses[0][1]}/v1" for runner in runners)
         journal = folder / "journal"
-        config = CONFIG.format(sim=simulator.base_url, slow=slow.base_url, moody=moody_url, journal=journal)
+        config = CONFIG.format(
+            sim=simulator.base_url, slow=slow.base_url, moody=moody_url, fixed=fixed_url, journal=journal
+        )
         agents = "".join(FALLBACK_AGENT.format(fault=fault) for fault in (*FAULTS_WITH_FALLBACK, "cut"))
         (folder / "config.toml").write_text(config + agents)
         (folder / "policies").mkdir()
@@ -265,7 +374,7 @@ def served_for_clients(folder: Path) -> Iterator[Served]:
         (folder / "policies" / "routing.toml").write_text(ROUTING)
         try:
             with gateway_process(folder, "--env", "clients") as url:
-                yield Served(url, journal, simulator, slow, moody)
+                yield Served(url, journal, simulator, slow, moody, fixed)
         finally:
-            for stop in (simulator.stop, slow.stop, runner.cleanup):
+            for stop in (simulator.stop, slow.stop, *(runner.cleanup for runner in runners)):
                 run(stop())

@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-from tests.clients.served import KEY, Served
+from tests.clients.served import KEY, Fixed, Served
 
 QUESTION = "What is the capital of France?"
 
@@ -113,3 +113,11 @@ async def test_a_stream_that_breaks_off_raises(served: Served) -> None:
     with pytest.raises(openai.APIError):
         await read()
     assert "".join(said)
+
+
+async def test_a_stream_that_breaks_off_and_can_be_joined_is_one_whole_answer(served: Served) -> None:
+    model = model_of(served, agent="joined_agent", default_headers={"x-gateway-variant": "finetuned"})
+    chunks = [chunk async for chunk in model.astream(QUESTION)]
+    assert "".join(chunk.text for chunk in chunks) == "".join(Fixed.WORDS)
+    reasons = [chunk.response_metadata.get("finish_reason") for chunk in chunks]
+    assert [reason for reason in reasons if reason] == ["stop"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.served import KEY, ROOT, Served, wait_until
+from tests.clients.served import KEY, ROOT, Fixed, Served, wait_until
 
 HERE = Path(__file__).parent / "node"
 CACHE = ROOT / ".cache"
@@ -129,12 +129,26 @@ def test_the_clients_own_timeout_is_told_as_such(seen: dict[str, Any], served: S
     wait_until(lambda: served.simulator.open_calls == 0)
 
 
-def test_a_stream_that_breaks_off_raises_and_never_looks_whole(seen: dict[str, Any]) -> None:
-    cut = seen["cut"]
-    assert cut["error"]["name"] == "APIError"
-    assert cut["error"]["code"] == "upstream_cut"
-    assert cut["text"]
-    assert cut["finishReasons"] == []
+@pytest.mark.parametrize(
+    "case, code", [("cut", "upstream_cut"), ("differs", "upstream_cut"), ("stalled", "upstream_timeout")]
+)
+def test_a_stream_that_breaks_off_raises_and_never_looks_whole(seen: dict[str, Any], case: str, code: str) -> None:
+    broken = seen[case]
+    assert broken["error"]["name"] == "APIError"
+    assert broken["error"]["code"] == code
+    assert broken["text"]
+    assert broken["finishReasons"] == []
+
+
+def test_a_stream_that_breaks_off_and_can_be_joined_is_one_whole_answer(seen: dict[str, Any]) -> None:
+    assert seen["joined"]["error"] is None
+    assert seen["joined"]["text"] == "".join(Fixed.WORDS)
+    assert seen["joined"]["finishReasons"] == ["stop"]
+
+
+def test_a_malformed_event_is_left_out(seen: dict[str, Any]) -> None:
+    assert seen["malformed"]["error"] is None
+    assert seen["malformed"]["finishReasons"] == ["stop"]
 
 
 def test_aborting_ends_the_providers_stream(seen: dict[str, Any], served: Served) -> None:

@@ -1,8 +1,10 @@
 """The openai package against a running gateway: whatever an agent does with it works, and fails as it should."""
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -12,7 +14,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam, C
 from pydantic import BaseModel
 
 from gateway.decide.assign import bucket_of
-from tests.clients.served import FAULTS_WITH_FALLBACK, KEY, QA_KEY, Served, wait_until
+from tests.clients.served import FAULTS_WITH_FALLBACK, KEY, QA_KEY, Fixed, Served, wait_until
 
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
 WEATHER: list[ChatCompletionToolParam] = [
@@ -300,10 +302,12 @@ def test_where_a_model_fails_the_next_one_answers(client: OpenAI, served: Served
         assert answer.choices[0].message.content
     assert reply.headers["x-gateway-model"] == "sim/simulator-large"
     assert reply.headers["x-gateway-fallback"] == f"sim/fault:{fault}"
-    assert reply.headers["x-gateway-attempts"] == "2"
+    tries = FAULTS_WITH_FALLBACK[fault]
+    assert reply.headers["x-gateway-attempts"] == str(tries + 1)
     record = served.recorded(reply.headers["x-request-id"])
     assert record.is_fallback
-    assert [attempt.fault is None for attempt in record.attempts] == [False, True]
+    assert [attempt.fault is None for attempt in record.attempts] == [False] * tries + [True]
+    assert record.cost_basis == "exact"
 
 
 def test_a_plain_answer_that_breaks_off_falls_back_too(client: OpenAI) -> None:
@@ -330,22 +334,50 @@ def test_the_client_may_refuse_the_fallback(client: OpenAI) -> None:
     assert caught.value.status_code == 503
 
 
+@pytest.mark.parametrize(("status", "fails"), [(503, 1), (429, 1), (429, 2)])
+def test_what_a_provider_says_in_passing_the_caller_never_hears(
+    client: OpenAI, served: Served, status: int, fails: int
+) -> None:
+    served.moody.fail(fails, status=status)
+    reply = client.chat.completions.with_raw_response.create(model="moody/m", messages=QUESTION)
+    assert reply.parse().choices[0].message.content == "Here I am."
+    assert served.moody.calls == fails + 1
+    assert reply.headers["x-gateway-attempts"] == str(fails + 1)
+    assert "x-gateway-fallback" not in reply.headers
+    record = served.recorded(reply.headers["x-request-id"])
+    assert not record.is_fallback
+    assert [attempt.status for attempt in record.attempts] == [status] * fails + [200]
+    # Each retry was as late as the provider had asked.
+    gaps = [later.started_ms - one.started_ms for one, later in itertools.pairwise(record.attempts)]
+    assert all(gap >= 5 for gap in gaps)
+
+
+def test_a_provider_that_wants_less_for_longer_is_heard_with_its_own_advice(client: OpenAI, served: Served) -> None:
+    served.moody.fail(99, status=429)
+    with pytest.raises(openai.RateLimitError, match="overloaded") as caught:
+        client.chat.completions.create(model="moody/m", messages=QUESTION)
+    assert served.moody.calls == 3
+    assert caught.value.response.headers["retry-after-ms"] == "5"
+    assert caught.value.response.headers["x-gateway-attempts"] == "3"
+
+
 def test_the_sdk_retries_an_overloaded_provider_until_it_answers(served: Served) -> None:
-    served.moody.calls, served.moody.fails_left = 0, 2
+    # The gateway asks twice for each time that the SDK does.
+    served.moody.fail(4)
     with OpenAI(base_url=served.base_url, api_key=KEY, max_retries=2) as client:
         answer = client.chat.completions.create(model="moody/m", messages=QUESTION)
     assert answer.choices[0].message.content == "Here I am."
-    assert served.moody.calls == 3
+    assert served.moody.calls == 5
 
 
 def test_the_sdk_gives_up_after_its_retries_with_the_providers_words(served: Served) -> None:
-    served.moody.calls, served.moody.fails_left = 0, 99
+    served.moody.fail(99)
     with (
         OpenAI(base_url=served.base_url, api_key=KEY, max_retries=1) as client,
         pytest.raises(openai.InternalServerError, match="overloaded") as caught,
     ):
         client.chat.completions.create(model="moody/m", messages=QUESTION)
-    assert served.moody.calls == 2
+    assert served.moody.calls == 2 * 2
     assert caught.value.request_id is not None
 
 
@@ -445,6 +477,8 @@ def test_the_providers_rate_limit_keeps_its_class_and_its_advice(client: OpenAI)
         client.chat.completions.create(model="sim/fault:429", messages=QUESTION)
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.response.headers["retry-after"] == "2"
+    # Longer than the policy waits, so it was the caller who was told to, at once.
+    assert caught.value.response.headers["x-gateway-attempts"] == "1"
 
 
 @pytest.mark.parametrize("fault", ["cut", "short", "malformed"])
@@ -454,18 +488,132 @@ def test_half_a_plain_answer_is_no_answer(client: OpenAI, fault: str) -> None:
     assert caught.value.status_code == 502
 
 
-@pytest.mark.parametrize("fault", ["cut", "short", "error-in-stream", "malformed"])
-def test_a_stream_that_breaks_off_raises_and_never_looks_whole(client: OpenAI, served: Served, fault: str) -> None:
-    stream = client.chat.completions.create(model=f"sim/fault:{fault}", messages=QUESTION, stream=True)
+def read_until_it_breaks(
+    stream: openai.Stream[ChatCompletionChunk],
+) -> tuple[list[ChatCompletionChunk], openai.APIError]:
+    """What came, and the error that the SDK raised in the end."""
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(openai.APIError) as caught:
         chunks.extend(stream)
-    assert caught.value.body is not None
-    assert any(chunk.choices[0].delta.content for chunk in chunks)
-    assert not [chunk for chunk in chunks if chunk.choices[0].finish_reason]
+    return chunks, caught.value
+
+
+def joined(chunks: Iterable[ChatCompletionChunk]) -> str:
+    """The text of a stream of one choice."""
+    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+# What an agent asks for, and the code and status of the error its stream ends in.
+BROKEN_STREAMS: dict[str, tuple[dict[str, Any], str, int]] = {
+    "cut, and nobody behind": ({"model": "sim/fault:cut"}, "upstream_cut", 502),
+    "ended early, and nobody behind": ({"model": "sim/fault:short"}, "upstream_cut", 502),
+    "an error event": ({"model": "sim/fault:error-in-stream"}, "upstream_error", 502),
+    "silence": ({"model": "hasty/fault:stall"}, "upstream_timeout", 504),
+    "cut, and the next model says something else": ({"model": "after_cut"}, "upstream_cut", 502),
+    "cut in a tool call": ({"model": "joined_agent", "tools": WEATHER}, "upstream_cut", 502),
+    "cut with two choices": ({"model": "joined_agent", "n": 2}, "upstream_cut", 502),
+    "cut, and the policy wants an error": ({"model": "strict_agent"}, "upstream_cut", 502),
+    "cut, and only itself behind": ({"model": "lone_agent"}, "upstream_cut", 502),
+    "cut, and the fallback refused by the caller": (
+        {"model": "joined_agent", "extra_headers": {"x-gateway-fallback": "off"}}, "upstream_cut", 502,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN_STREAMS)
+def test_a_stream_that_breaks_off_and_cannot_be_joined_raises_and_never_looks_whole(
+    client: OpenAI, served: Served, case: str
+) -> None:
+    fields, code, status = BROKEN_STREAMS[case]
+    headers = {"x-gateway-variant": "finetuned", **fields.get("extra_headers", {})}
+    asked: dict[str, Any] = {"messages": QUESTION, "stream": True, **fields, "extra_headers": headers}
+    stream = client.chat.completions.create(**asked)
+    chunks, error = read_until_it_breaks(stream)
+    # The SDK raises its base class for what comes inside a stream; code, type and message are the gateway's.
+    assert (error.code, error.type) == (code, "server_error")
+    assert error.message
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
+    assert any(delta.content or delta.tool_calls for delta in deltas)
+    assert not [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
     record = served.recorded(stream.response.headers["x-request-id"])
-    assert record.error
-    assert record.status == 502
+    assert (record.error, record.status, record.finish_reason) == (code, status, "")
+
+
+def test_the_simulators_models_say_different_things_so_half_an_answer_of_one_is_never_ended_by_another(
+    client: OpenAI, served: Served
+) -> None:
+    def said(model: str) -> str:
+        answer = client.chat.completions.create(model=model, messages=QUESTION)
+        return answer.choices[0].message.content or ""
+
+    stream = client.chat.completions.create(
+        model="after_cut", messages=QUESTION, stream=True, extra_headers={"x-gateway-variant": "finetuned"}
+    )
+    chunks, error = read_until_it_breaks(stream)
+    assert "differs from what had gone out" in error.message
+    text = joined(chunks)
+    assert text
+    assert not said("sim/simulator-large").startswith(text)
+    # All of it was one model's: every word is what the cut one had said by itself.
+    alone = client.chat.completions.create(model="sim/fault:cut", messages=QUESTION, stream=True)
+    assert joined(read_until_it_breaks(alone)[0]) == text
+    record = served.recorded(stream.response.headers["x-request-id"])
+    assert [attempt.ref for attempt in record.attempts] == ["sim/fault:cut", "sim/simulator-large"]
+    assert [attempt.fault for attempt in record.attempts] == ["cut", "cut"]
+
+
+@pytest.mark.parametrize("agent", ["joined_agent", "prefixed_agent"])
+def test_a_stream_that_breaks_off_and_can_be_joined_is_one_whole_answer(
+    client: OpenAI, served: Served, agent: str
+) -> None:
+    stream = client.chat.completions.create(
+        model=agent,
+        messages=QUESTION,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_headers={"x-gateway-variant": "finetuned"},
+    )
+    chunks = list(stream)
+    assert joined(chunks) == "".join(Fixed.WORDS)
+    assert {chunk.id for chunk in chunks} == {"chatcmpl-cut"}
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert reasons == ["stop"]
+    assert [chunk.usage.model_dump(exclude_none=True) for chunk in chunks if chunk.usage] == [Fixed.USAGE]
+    assert sum(choice.delta.role is not None for chunk in chunks for choice in chunk.choices) == 1
+    record = served.recorded(stream.response.headers["x-request-id"])
+    assert (record.status, record.error, record.finish_reason, record.is_fallback) == (200, "", "stop", True)
+    assert record.model_answered == "whole"
+    assert [attempt.fault for attempt in record.attempts] == ["cut", None]
+    # One was run anew from the start, the other was shown what had been said.
+    last = served.fixed.bodies[-1]["messages"][-1]
+    if agent == "prefixed_agent":
+        assert last == {"role": "assistant", "content": "".join(Fixed.WORDS[: Fixed.KEPT]), "prefix": True}
+    else:
+        assert last["role"] == "user"
+
+
+def test_a_stream_that_is_held_back_falls_back_whole_whatever_the_next_model_says(
+    client: OpenAI, served: Served
+) -> None:
+    headers = {"x-gateway-variant": "finetuned"}
+    stream = client.chat.completions.create(model="held_agent", messages=QUESTION, stream=True, extra_headers=headers)
+    text = joined(stream)
+    plain = client.chat.completions.create(model="sim/simulator-large", messages=QUESTION)
+    assert text == plain.choices[0].message.content
+    assert stream.response.headers["x-gateway-fallback"] == "sim/fault:cut"
+    record = served.recorded(stream.response.headers["x-request-id"])
+    assert (record.model_answered, record.finish_reason) == ("simulator-large", "stop")
+
+
+def test_a_malformed_event_is_left_out_and_the_answer_ends_as_it_should(client: OpenAI, served: Served) -> None:
+    stream = client.chat.completions.create(model="sim/fault:malformed", messages=QUESTION, stream=True)
+    chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    record = served.recorded(stream.response.headers["x-request-id"])
+    assert (record.status, record.error, len(record.attempts)) == (200, "", 1)
+    # The simulator put it beside the answer's own events, so nothing of the answer is missing.
+    assert record.usage is not None
+    assert sum(bool(chunk.choices[0].delta.content) for chunk in chunks) == record.usage.completion_tokens
 
 
 # --- Deadlines and leaving -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A record survives its way to the journal and back, and stays readable when fields are added later."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,19 @@ def test_a_bucket_of_zero_is_not_mistaken_for_none() -> None:
 def test_an_older_gateway_reads_a_newer_record() -> None:
     found = msgspec.json.decode(b'{"id":"c1","at_ms":1,"env":"dev","of_tomorrow":{"x":1}}', type=CallRecord)
     assert found.id == "c1"
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+def test_every_kind_of_fault_comes_back_from_its_word(kind: FaultKind) -> None:
+    line = b'{"id":"c1","at_ms":1,"env":"dev","attempts":[{"ref":"a/b","started_ms":0,"fault":"%b"}]}' % kind.encode()
+    found = msgspec.json.decode(line, type=CallRecord)
+    assert found.attempts[0].fault is kind
+    assert msgspec.json.encode(found) == line
+
+
+def test_a_kind_of_fault_is_written_as_its_word() -> None:
+    attempt = Attempt(ref="a/b", started_ms=0, fault=FaultKind.FIRST_TOKEN)
+    assert msgspec.json.encode(attempt) == b'{"ref":"a/b","started_ms":0,"fault":"first_token"}'
 
 
 def test_records_do_not_share_their_attempts() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mistralai.client.models import ChatCompletionRequest, ChatCompletionStreamRequest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.domain.dialects import DIALECTS, translate
+from gateway.domain.dialects import DIALECTS, continued, translate
 from gateway.domain.errors import Refused
 from gateway.domain.sse import Tap
 from gateway.domain.wire import encode, raw, read_answer, read_chat, read_usage
@@ -310,6 +310,68 @@ def test_open_dialects_pass_everything_also_what_nobody_knows(kind: str, asked: 
 def test_openai_gets_one_limit_under_its_newer_name_and_a_null_never_undoes_it(asked: Any, limit: int) -> None:
     sent, _ = translated(asked, "openai")
     assert without_head(sent) == {"max_completion_tokens": limit}
+
+
+# --- Requests: an answer that has begun -------------------------------------------------------------------------------
+
+BEGUN = st.text(min_size=1, max_size=30)
+
+
+def gone_on(fields: Mapping[str, Any], text: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request as it is first sent, and as it is sent to go on from `text`."""
+    chat = read_chat(json.dumps({"model": "m", "messages": [HELLO], **fields}).encode())
+    dialect = DIALECTS[kind]
+    sent, _ = translate(dialect, chat.fields)
+    return json.loads(encode(sent)), json.loads(encode(continued(dialect, sent, text)))
+
+
+def test_mistral_is_told_by_a_prefix() -> None:
+    _, sent = gone_on({}, "The capital", "mistral")
+    assert sent == {"model": "m", "messages": [HELLO, {"role": "assistant", "content": "The capital", "prefix": True}]}
+
+
+def test_vllm_is_told_by_its_two_flags() -> None:
+    _, sent = gone_on({}, "The capital", "compatible")
+    assert sent == {
+        "model": "m",
+        "messages": [HELLO, {"role": "assistant", "content": "The capital"}],
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }
+
+
+@pytest.mark.parametrize("kind", ["openai", "simulator"])
+def test_of_the_others_the_last_message_says_it_all(kind: str) -> None:
+    _, sent = gone_on({"x_unknown": 1}, "The capital", kind)
+    assert sent["messages"] == [HELLO, {"role": "assistant", "content": "The capital"}]
+    assert set(sent) == {"model", "messages", "x_unknown"}
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+@given(asked=REQUEST, text=BEGUN)
+def test_going_on_adds_a_message_and_changes_nothing_else(kind: str, asked: dict[str, Any], text: str) -> None:
+    before, after = gone_on(asked, text, kind)
+    *messages, begun = after["messages"]
+    assert messages == before["messages"]
+    assert (begun["role"], begun["content"]) == ("assistant", text)
+    flags = {"add_generation_prompt", "continue_final_message"}
+    assert {name: value for name, value in after.items() if name not in (flags | {"messages"})} == {
+        name: value for name, value in before.items() if name not in (flags | {"messages"})
+    }
+
+
+@given(REQUEST, BEGUN)
+def test_mistral_s_own_client_would_send_a_begun_answer_so_too(asked: dict[str, Any], text: str) -> None:
+    _, sent = gone_on(asked, text, "mistral")
+    model = ChatCompletionStreamRequest if sent.get("stream") else ChatCompletionRequest
+    assert model.model_validate(sent).model_dump(mode="json", by_alias=True, exclude_unset=True) == sent
+
+
+def test_to_go_on_leaves_the_request_it_came_from_as_it_was() -> None:
+    fields = read_chat(json.dumps({"model": "m", "messages": [HELLO]}).encode()).fields
+    before = encode(fields)
+    continued(MISTRAL, fields, "x")
+    assert encode(fields) == before
 
 
 # --- Answers: Mistral's recorded shapes, read by OpenAI's own client -------------------------------------------------

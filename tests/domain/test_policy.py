@@ -62,6 +62,11 @@ def test_an_empty_policy_is_a_good_one() -> None:
         ('[[keys]]\nname = "a"\nsha256 = "' + HASH[:-1] + '"', "keys[0].sha256", "64 hex digits"),
         ('[[keys]]\nname = "a"\nsha256 = "' + HASH.upper() + '"', "keys[0].sha256", "64 hex digits"),
         ('[[keys]]\nname = "a"\nsha256 = "' + HASH + '"\nagents = ["nobody"]', "keys[0].agents", "no such agent"),
+        ("[timeouts.simulatr]\nstall_s = 1", "timeouts.simulatr", 'known: simulator; did you mean "simulator"?'),
+        ('[stream]\nagents = { qa_agnet = "hold" }', "stream.agents.qa_agnet", 'did you mean "qa_agent"?'),
+        ("[breakers]\nopen_s = 60", "breakers.max_open_s", "30.0 must not be below breakers.open_s"),
+        ("[breakers]\nmax_open_s = 4.9", "breakers.max_open_s", "4.9 must not be below"),
+        ("[retries]\nbase_s = 5.1", "retries.max_wait_s", "5.0 must not be below retries.base_s"),
     ],
 )
 def test_each_problem_names_its_key_and_the_remedy(text: str, key: str, said: str) -> None:
@@ -112,6 +117,21 @@ def test_two_caps_on_the_same_thing_are_refused_and_on_different_things_are_not(
         ('[models]\nunknown_agent = "ignore"', "models.unknown_agent"),
         ("[overrides]\nvarient = true", "overrides.varient"),
         ('[log]\nlevel = "trace"', "log.level"),
+        ('[stream]\non_cut = "retry"', "stream.on_cut"),
+        ('[stream]\nagents = { qa_agent = "resume" }', "stream.agents.qa_agent"),
+        ("[retries]\nbase_s = 0", "retries.base_s"),
+        ("[retries]\nmax_wait_s = 0", "retries.max_wait_s"),
+        ("[retries]\nbudget_percent = 101", "retries.budget_percent"),
+        ("[retries]\nbudget_floor = -1", "retries.budget_floor"),
+        ("[retries]\nbudget_floor = 1.5", "retries.budget_floor"),
+        ("[breakers]\nconsecutive = 0", "breakers.consecutive"),
+        ("[breakers]\nshare = 0", "breakers.share"),
+        ("[breakers]\nshare = 1.01", "breakers.share"),
+        ("[breakers]\nmin_calls = 0", "breakers.min_calls"),
+        ("[breakers]\nwindow_s = nan", "breakers.window_s"),
+        ("[timeouts.simulator]\nconnect_s = 1", "timeouts.simulator.connect_s"),
+        ("[timeouts.simulator]\nstall_s = 0", "timeouts.simulator.stall_s"),
+        ("[timeouts.simulator]\nmin_events_per_s = -1", "timeouts.simulator.min_events_per_s"),
     ],
 )
 def test_what_the_types_refuse(text: str, key: str) -> None:
@@ -139,11 +159,21 @@ def test_all_problems_come_at_once() -> None:
         name = ""
         sha256 = ""
         agents = ["nobody"]
+        [timeouts.nowhere]
+        stall_s = 1
+        [stream.agents]
+        nobody = "hold"
+        [retries]
+        base_s = 9
+        [breakers]
+        open_s = 9
+        max_open_s = 8
         """
     )
     assert list(found) == [
-        "models.upstream", "ab_testing.enabled", "caps[0]", "caps[1].warn_at", "caps[1].only.agent", "keys[0].name",
-        "keys[0].sha256", "keys[0].agents",
+        "models.upstream", "ab_testing.enabled", "caps[0]", "caps[1].warn_at", "caps[1].only.agent", "timeouts.nowhere",
+        "stream.agents.nobody", "retries.max_wait_s", "breakers.max_open_s", "keys[0].name", "keys[0].sha256",
+        "keys[0].agents",
     ]  # fmt: skip
 
 
@@ -151,3 +181,34 @@ def test_a_slack_address_is_a_secret() -> None:
     policy, _ = read('[alerting]\nslack_webhook = "https://hooks.example/T0/B0/secret"')
     assert policy is not None
     assert "secret" not in repr(policy)
+
+
+def test_without_a_word_streams_are_continued_and_a_fifth_of_the_calls_may_be_retried() -> None:
+    policy, _ = read("")
+    assert policy is not None
+    assert (policy.stream.on_cut, policy.stream.agents) == ("continue", {})
+    assert (policy.retries.budget_percent, policy.retries.budget_floor) == (20.0, 3)
+    assert policy.breakers.open_s <= policy.breakers.max_open_s
+    assert policy.timeouts == {}
+
+
+def test_the_limits_at_their_edges_are_good() -> None:
+    edges = """
+    [stream]
+    on_cut = "error"
+    agents = { qa_agent = "hold", legal_agent = "continue" }
+    [retries]
+    base_s = 2
+    max_wait_s = 2
+    budget_percent = 0
+    budget_floor = 0
+    [breakers]
+    consecutive = 1
+    share = 1
+    min_calls = 1
+    open_s = 3
+    max_open_s = 3
+    [timeouts.simulator]
+    min_events_per_s = 0
+    """
+    assert checked(edges) == {}

@@ -174,3 +174,77 @@ def test_there_is_a_limit_on_every_limit(line: str) -> None:
     table: dict[str, Any] = tomllib.loads(GOOD + f"[server]\n{line}")
     assert read_struct(Settings, table, "", problems) is None
     assert [problem.key for problem in problems] == [f"server.{line.partition(' ')[0]}"]
+
+
+# --- What failover is told -------------------------------------------------------------------------------------------
+
+
+def refused(extra: str) -> list[str]:
+    """The keys that the types refuse."""
+    problems: list[Problem] = []
+    assert read_struct(Settings, tomllib.loads(GOOD + extra), "", problems) is None
+    return [problem.key for problem in problems]
+
+
+def test_without_a_word_a_silent_model_is_left_after_ten_seconds_and_a_whole_call_after_ten_minutes() -> None:
+    found = settings(GOOD)
+    limits = found.upstreams["sim"].timeouts
+    assert (limits.first_token_s, limits.stall_s, limits.min_events_per_s) == (10, 10, 0.2)
+    assert limits.connect_s <= limits.first_token_s <= limits.first_byte_s <= limits.attempt_s <= limits.total_s
+    assert found.upstreams["sim"].continues is None
+    assert found.context_tokens == {}
+    assert found.server.max_buffered_bytes >= found.server.max_body_bytes
+
+
+def test_what_is_known_of_an_upstream_and_its_models_is_read() -> None:
+    found = settings(
+        GOOD
+        + """
+        [context_tokens]
+        "vllm/*" = 32_768
+        "sim/small" = 1
+        [upstreams.other]
+        kind = "openai"
+        base_url = "https://h/v1"
+        continues = true
+        timeouts = { first_token_s = 2.5, min_events_per_s = 0, attempt_s = 30 }
+        """
+    )
+    assert check_settings(found) == []
+    assert found.context_tokens == {"vllm/*": 32_768, "sim/small": 1}
+    other = found.upstreams["other"]
+    assert other.continues is True
+    assert (other.timeouts.first_token_s, other.timeouts.min_events_per_s, other.timeouts.attempt_s) == (2.5, 0, 30)
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ("[upstreams.x]\nkind = 'simulator'\ncontinues = 'yes'", "upstreams.x.continues"),
+        ("[upstreams.x]\nkind = 'simulator'\ntimeouts = { first_token_s = 0 }", "upstreams.x.timeouts.first_token_s"),
+        ("[upstreams.x]\nkind = 'simulator'\ntimeouts = { attempt_s = -1 }", "upstreams.x.timeouts.attempt_s"),
+        (
+            "[upstreams.x]\nkind = 'simulator'\ntimeouts = { min_events_per_s = -0.1 }",
+            "upstreams.x.timeouts.min_events_per_s",
+        ),
+        ("[upstreams.x]\nkind = 'simulator'\ntimeouts = { first_tokens_s = 1 }", "upstreams.x.timeouts.first_tokens_s"),
+        ('[context_tokens]\n"sim/small" = 0', 'context_tokens."sim/small"'),
+        ('[context_tokens]\n"sim/small" = "32k"', 'context_tokens."sim/small"'),
+        ("[server]\nmax_buffered_bytes = 0", "server.max_buffered_bytes"),
+    ],
+)
+def test_what_the_types_refuse_of_it(extra: str, key: str) -> None:
+    assert refused(extra) == [key]
+
+
+def test_a_body_that_is_allowed_must_find_room() -> None:
+    assert checked(GOOD + "[server]\nmax_body_bytes = 100\nmax_buffered_bytes = 100") == {}
+    found = checked(GOOD + "[server]\nmax_body_bytes = 100\nmax_buffered_bytes = 99")
+    assert list(found) == ["server.max_buffered_bytes"]
+    assert "server.max_body_bytes" in found["server.max_buffered_bytes"]
+
+
+def test_a_context_of_a_model_at_no_upstream_is_a_problem() -> None:
+    found = checked(GOOD + '[context_tokens]\n"simm/small" = 5\n"*" = 5\n"s*/small" = 5')
+    assert list(found) == ['context_tokens."simm/small"']
+    assert 'did you mean "sim"?' in found['context_tokens."simm/small"']

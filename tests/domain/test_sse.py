@@ -155,9 +155,12 @@ def test_malformed_json_in_the_middle_is_noticed_however_plain_it_looks() -> Non
     tap = tapped(chunk({"role": "assistant"}))
     good = chunk({"content": "plain"})
     for bad in (good[:-1], good.replace(b'"plain"', b'"plain'), good.replace(b'"plain"', b"plain"), good + b"}"):
-        with pytest.raises(UpstreamFault):
-            tap.look(bad)
-    assert tap.look(good).choices
+        assert tap.look(bad) is None
+    assert tap.malformed == 4
+    answer = tap.look(good)
+    assert answer is not None
+    assert answer.choices
+    assert tap.malformed == 4
 
 
 TRICKS = [
@@ -226,13 +229,40 @@ def test_a_stream_that_names_no_model_is_read_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [b"", b"not json", b"{", b"[]", b"null", b'"x"', b'{"choices":7}', b'{"model":"\xff"}']
+    "event",
+    [b"", b"not json", b"{", b"[]", b"null", b'"x"', b'{"choices":7}', b'{"model":"\xff"}',
+     b'{"choices":[{"delta":{"content":"\xff"}}]}', b'{"choices":[{"delta":{"content":"\\ud83d"}}]}'],
+)  # fmt: skip
+def test_an_event_that_is_no_chunk_is_counted_and_tells_nothing(event: bytes) -> None:
+    said = (chunk({"role": "assistant"}), chunk({"content": "a"}, "stop", usage=USAGE))
+    for before in ((), said):
+        tap, same = tapped(*before), tapped(*before)
+        assert tap.look(event) is None
+        assert tap.malformed == 1
+        for name in ("model", "finish_reason", "usage", "error", "finished", "done"):
+            assert getattr(tap, name) == getattr(same, name)
+
+
+PLAIN_CHUNK = chunk({"content": "SMILE 1.5e3"}, usage=USAGE).replace(b"SMILE", f"{SMILE}é".encode())
+
+
+@given(
+    st.integers(0, len(PLAIN_CHUNK)),
+    st.integers(0, 3),
+    st.sampled_from(
+        [b"", b"{", b"}", b'"', b",", b":", b"\\", b"\\u", b"\n", b"\x00", b"\x80", b"\xff", b"1e999", b"-", b"nul"]
+    ),
 )
-def test_an_event_that_is_no_chunk_is_a_fault(event: bytes) -> None:
-    for tap in (Tap(), tapped(chunk({"role": "assistant"}))):
-        with pytest.raises(UpstreamFault) as caught:
-            tap.look(event)
-        assert (caught.value.kind, caught.value.code) == (FaultKind.INVALID, "upstream_invalid")
+def test_what_passes_for_a_chunk_is_json_to_every_other_reader_too(at: int, gone: int, put: bytes) -> None:
+    event = PLAIN_CHUNK[:at] + put + PLAIN_CHUNK[at + gone :]
+    if Tap().look(event) is not None:
+        assert isinstance(json.loads(event.decode()), dict)
+
+
+def test_what_stands_around_a_malformed_event_is_read_as_ever() -> None:
+    tap = tapped(chunk({"content": "a"}), b"{", chunk({}, "stop"), b"}", chunk(choices=[], usage=USAGE))
+    assert (tap.malformed, tap.finish_reason, tap.finished) == (2, "stop", 1)
+    assert tap.usage == Usage(prompt_tokens=3, completion_tokens=2)
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": "3"}, [], {"completion_tokens": 3}, {"prompt_tokens": 1.5}])

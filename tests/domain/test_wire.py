@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import Refused
 from gateway.domain.money import MAX_TOKENS, Usage
-from gateway.domain.wire import ChatBody, encode, raw, read_answer, read_chat, read_usage
+from gateway.domain.wire import ChatBody, carries_content, encode, raw, read_answer, read_chat, read_usage
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 HEAD = b'{"model":"m","messages":[{"role":"user","content":"hello"}]'
@@ -395,7 +395,9 @@ def test_an_answer_as_far_as_the_gateway_looks() -> None:
 
 @pytest.mark.parametrize(
     "data", [b"", b"null", b"[]", b'"x"', b"<html>", b"[" * 100_000, b'{"model":"\xff"}', b'{"choices":{}}',
-             b'{"choices":[{"finish_reason":5}]}', b'{"model":7}', rb'{"model":"\ud800"}', b'{"a":1}x']
+             b'{"choices":[{"finish_reason":5}]}', b'{"model":7}', rb'{"model":"\ud800"}', b'{"a":1}x',
+             b'{"choices":[{"message":{"content":"\xff"}}]}', rb'{"choices":[{"message":{"content":"\ud800"}}]}',
+             b'{"choices":[{"message":{"content":"caf\xc3"}}]}']
 )  # fmt: skip
 def test_what_is_no_answer_is_none(data: bytes) -> None:
     assert read_answer(data) is None
@@ -414,3 +416,51 @@ def test_no_answer_raises(value: Any) -> None:
     data = json.dumps(value).encode()
     read_answer(data)
     read_usage(data)
+    carries_content(data)
+    carries_content(json.dumps({"choices": [{"delta": value}]}).encode())
+
+
+# --- Where an answer begins ------------------------------------------------------------------------------------------
+
+
+def event(delta: Any, finish_reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return json.dumps({"id": "c", "model": "m", "choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [{"content": "a"}, {"content": " "}, {"role": "assistant", "content": "a"}, {"refusal": "no"},
+     {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": ""}}]},
+     {"content": "", "tool_calls": [{"index": 0}]}, {"reasoning_content": "hm"}, {"reasoning": "hm"},
+     {"function_call": {"name": "f"}}, {"audio": {"id": "x"}}, {"content": [{"type": "text", "text": "a"}]}],
+)  # fmt: skip
+def test_text_a_call_a_refusal_or_a_thought_is_content(delta: dict[str, Any]) -> None:
+    assert carries_content(event(delta))
+    # Which choice it belongs to does not matter, nor what the other ones say.
+    both = [{"index": 0, "delta": {"role": "assistant"}}, {"index": 1, "delta": delta}]
+    assert carries_content(json.dumps({"choices": both}).encode())
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "error"])
+def test_an_end_is_content_also_of_an_answer_that_says_nothing(reason: str) -> None:
+    assert carries_content(event({}, reason))
+    assert carries_content(event(None, reason))
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [{}, None, {"role": "assistant"}, {"role": "assistant", "content": ""}, {"role": "assistant", "content": None},
+     {"content": "", "tool_calls": []}, {"content": None, "refusal": None, "tool_calls": None, "audio": {}}],
+)  # fmt: skip
+def test_a_preamble_is_none(delta: dict[str, Any] | None) -> None:
+    assert not carries_content(event(delta))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b"{}", b'{"choices":null}', b'{"choices":[]}', b'{"choices":[{}]}', b"[" * 100_000,
+     b'{"choices":[{"delta":"a"}]}', b'{"choices":[],"usage":{"prompt_tokens":1}}', b'{"error":{"message":"x"}}'],
+)  # fmt: skip
+def test_what_is_no_chunk_of_an_answer_carries_nothing(data: bytes) -> None:
+    assert not carries_content(data)

@@ -219,8 +219,10 @@ async def test_the_explanation_is_what_the_call_then_does(tmp_path: Path, name: 
         assert sent.get("x-gateway-bucket") == (None if found["bucket"] is None else str(found["bucket"]))
         models = [link["model"] for link in found["chain"]]
         (record,) = gateway.journal()
-        assert [attempt.ref for attempt in record.attempts] == models[: len(record.attempts)]
-        served = found["chain"][len(record.attempts) - 1]
+        # A model may be tried twice, which is nothing that can be known before.
+        tried = list(dict.fromkeys(attempt.ref for attempt in record.attempts))
+        assert tried == models[: len(tried)]
+        served = found["chain"][len(tried) - 1]
         assert sent["x-gateway-model"] == served["model"]
         assert sent.get("x-gateway-fields-dropped", "") == ", ".join(served["fields_dropped"])
         assert sent.get("x-gateway-fields-lowered", "") == ", ".join(found["fields_lowered"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.journey import Journey, journey
 from tests.raw_http import (
     CANARY,
     RawConnection,
@@ -15,6 +16,7 @@ from tests.raw_http import (
     request,
 )
 from tests.running import CHAT, RunningGateway, running_gateway
+from tests.scripted import says, silent
 
 LIMIT = 4_096
 SMALL = f"max_body_bytes = {LIMIT}"
@@ -290,3 +292,101 @@ async def test_a_draining_gateway_takes_no_call_and_no_connection_for_another(tm
         check_refusal(reply, 503, "draining")
         assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
         assert await connection.rest() == b""
+
+
+# --- Bytes of all bodies ----------------------------------------------------------------------------------------------
+
+TIGHT = f"{SMALL}\nmax_buffered_bytes = {2 * LIMIT}"
+
+
+async def check_alive(trip: Journey) -> None:
+    """See that whoever watches the gateway still gets an answer."""
+    for path in ("/livez", "/readyz"):
+        async with trip.session.get(f"{trip.gateway.admin_url}{path}") as response:
+            assert response.status == 200
+
+
+async def check_refused_at_once(trip: Journey, headers: bytes, body: bytes = b"") -> None:
+    async with connected(trip.gateway.data_url) as connection:
+        connection.send(request(headers=headers) + body)
+        reply = await connection.reply()
+        check_refusal(reply, 503, "overloaded")
+        assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+        assert await connection.rest() == b""
+
+
+async def test_bodies_that_are_announced_count_before_they_come(tmp_path: Path) -> None:
+    async with journey(tmp_path, says("Paris"), server=TIGHT) as trip:
+        url, runtime = trip.gateway.data_url, trip.gateway.runtime
+        body = padded(LIMIT)
+        async with connected(url) as first, connected(url) as second:
+            for connection in (first, second):
+                await expecting(connection, b"Content-Length: %d\r\n" % LIMIT)
+                await connection.line()
+            assert runtime.buffered_bytes == 2 * LIMIT
+            # Not a byte of the third is read, and there is no room for the smallest one.
+            await check_refused_at_once(trip, b"Content-Length: %d\r\n" % LIMIT)
+            await check_refused_at_once(trip, b"Content-Length: 1\r\n")
+            # One that is too large in itself hears that, or that there is no room; it is refused either way.
+            async with connected(url) as third:
+                third.send(request(headers=b"Content-Length: %d\r\n" % 2**40))
+                assert (await third.reply()).status in (413, 503)
+            await check_alive(trip)
+            assert runtime.buffered_bytes == 2 * LIMIT
+            for connection in (first, second):
+                connection.send(body)
+                assert (await connection.reply()).status == 200
+            assert runtime.buffered_bytes == 0
+            # Recovery is immediate.
+            await check_ordinary(first)
+        trip.check_at_rest()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_body_counts_until_its_call_ends_chunked_or_not(tmp_path: Path, stream: bool) -> None:
+    body = ordinary("x" * 3_900, stream=stream)
+    as_chunks = b"Transfer-Encoding: chunked\r\n"
+    async with journey(tmp_path, silent, server=TIGHT) as trip:
+        url, runtime = trip.gateway.data_url, trip.gateway.runtime
+        async with connected(url) as announced, connected(url) as unannounced:
+            announced.send(request(body=body))
+            unannounced.send(request(headers=as_chunks, body=chunked(body[:100], body[100:]), length=False))
+            turns = [await trip.first.turn(0), await trip.first.turn(1)]
+            # Both wait for the model, and what they hold is what they sent.
+            assert runtime.buffered_bytes == 2 * len(body)
+            await check_refused_at_once(trip, as_chunks, chunked(body))
+            await check_refused_at_once(trip, b"Content-Length: %d\r\n" % len(body))
+            await check_alive(trip)
+            assert runtime.buffered_bytes == 2 * len(body)
+        for turn in turns:
+            await turn.peer_left.wait()
+        trip.check_at_rest()
+        trip.first.then(says("Paris"))
+        assert (await trip.ask()).status == 200
+        assert len(trip.first.turns) == 3
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 4000\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_bodies_that_never_come_whole_give_their_room_back(tmp_path: Path, framing: bytes) -> None:
+    async with journey(tmp_path, says("Paris"), server=f"{TIGHT}\n{SLOW_BODY}") as trip:
+        for begun in (b"", b"1\r\n{\r\n"):
+            for _ in range(3):
+                async with connected(trip.gateway.data_url) as connection:
+                    connection.send(request(headers=framing) + begun)
+                    check_refusal(await connection.reply(), 408, "request_timeout")
+                async with connected(trip.gateway.data_url) as leaving:
+                    leaving.send(request(headers=framing) + begun)
+                    leaving.half_close()
+                    await leaving.rest()
+        trip.check_at_rest()
+        assert (await trip.ask()).status == 200
+
+
+async def test_bodies_that_are_refused_give_their_room_back(tmp_path: Path) -> None:
+    bad = (b"{", b"[]", b'{"model": 7}', b"\xff" * 4_000, ordinary(model="nobody"), ordinary(n=1_000))
+    async with journey(tmp_path, says("Paris"), server=TIGHT) as trip:
+        for body in bad:
+            async with connected(trip.gateway.data_url) as connection:
+                connection.send(request(body=body))
+                assert (await connection.reply()).status in (400, 404)
+        trip.check_at_rest()

@@ -303,7 +303,8 @@ async def test_a_head_that_trickles_gets_no_more_time_for_every_byte(tmp_path: P
         async with asyncio.timeout(PATIENCE_S):
             while not (await asyncio.wait({ended}, timeout=0.005))[0]:
                 connection.send(b"a")
-        assert ended.result().startswith(b"HTTP/1.1 408 ")
+        # A byte that crosses our close makes the kernel reset the connection, which may take the reply with it.
+        assert isinstance(ended.exception(), ConnectionError) or ended.result()[:13] in (b"HTTP/1.1 408 ", b"")
 
 
 @pytest.mark.parametrize("turns", range(5))

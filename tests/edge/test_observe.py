@@ -1,5 +1,6 @@
 """The metrics, read back by Prometheus' own parsers and held against the calls that were made."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 from prometheus_client import parser as classic_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
+from gateway.decide.breaker import Admission
 from gateway.domain.money import NUSD_PER_USD
-from gateway.edge.observe import METRICS, Distribution, Kind
+from gateway.edge.observe import BREAKER, METRICS, Distribution, Kind
 from tests.raw_http import CANARY, RawConnection, connected, ordinary, request
 from tests.running import RunningGateway, running_gateway
+from tests.scripted import DONE, delta, finish, refuses, says, scripted, streams
 
 OPENMETRICS = b"Accept: application/openmetrics-text; version=1.0.0\r\n"
 CALL_LABELS = ("agent", "model", "variant")
@@ -29,7 +32,17 @@ fallbacks = ["sim/simulator-large"]
 finetuned = "sim/ft:fault:400-filter"
 baseline  = "sim/simulator-small"
 """
-FINETUNED = "[models]\nuse_finetuned = true\n[overrides]\nvariant = true\n"
+# No breaker opens here, so that how often a model is tried is what the table of faults says.
+FINETUNED = """
+[models]
+use_finetuned = true
+[overrides]
+variant = true
+[retries]
+base_s = 0.001
+[breakers]
+consecutive = 100
+"""
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -113,8 +126,13 @@ async def test_the_metrics_are_what_the_journal_says(tmp_path: Path, accept: byt
         assert total(found, "model_requests_total") == len(records)
         assert total(found, "gateway_overhead_ms_count") == len(records)
         assert total(found, "model_fallbacks_total") == 3
-        assert total(found, "gateway_upstream_faults_total", upstream="sim", kind="server") == 3
-        assert total(found, "gateway_upstream_faults_total", upstream="sim", kind="rejected") == 2
+        # Each of the three calls tried the failing model twice.
+        assert total(found, "gateway_upstream_faults_total", upstream="sim", kind="server") == 6
+        assert total(found, "gateway_retries_total", upstream="sim") == 3
+        assert total(found, "gateway_upstream_faults_total") == sum(
+            attempt.fault is not None for one in records for attempt in one.attempts
+        )
+        assert total(found, "gateway_upstream_faults_total", upstream="sim", kind="filtered") == 2
         for code, count in (("model_not_found", 1), ("invalid_value", 1), ("invalid_header", 1)):
             assert total(found, "gateway_refusals_total", code=code) == count
         assert total(found, "gateway_calls_in_flight") == 0
@@ -131,6 +149,7 @@ async def test_both_formats_say_the_same(tmp_path: Path) -> None:
 async def test_every_declared_metric_is_shown_with_its_help_and_no_other(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, agents=FAULTY, policy=FINETUNED) as gateway:
         await make_calls(gateway)
+        gateway.runtime.observer.resumed("sim")
         _, text = await scrape(gateway)
         families = {family.name: family for family in classic_parser.text_string_to_metric_families(text)}
         assert set(families) == {declared.name for declared in METRICS}
@@ -168,6 +187,124 @@ async def test_strangers_cannot_grow_the_number_of_series(tmp_path: Path) -> Non
         assert len(gateway.runtime.observer._cells) == cells
         assert CANARY.decode() not in text
         assert total(samples(text), "model_requests_total", model="other") > 0
+
+
+# --- What failover knows ---------------------------------------------------------------------------------------------
+
+CUT_AGENTS = """
+[agents.qa_agent]
+finetuned = "first/ft:a"
+baseline  = "first/a"
+fallbacks = ["second/b"]
+"""
+CUT_ROUTING = 'default_agent = "qa_agent"\n'
+BREAKING = "[models]\nuse_finetuned = false\nallow_raw_models = true\n[retries]\nbase_s = 0.001\n"
+
+
+async def test_a_joined_stream_is_counted_at_the_upstream_that_took_it_up(tmp_path: Path) -> None:
+    begun = [delta("The "), delta("capital ")]
+    async with (
+        scripted(streams(*begun)) as first,
+        scripted(streams(*begun, delta("is Paris."), finish(), DONE)) as second,
+        running_gateway(
+            tmp_path,
+            agents=CUT_AGENTS,
+            routing=CUT_ROUTING,
+            policy=BREAKING,
+            upstreams={"first": first.base_url, "second": second.base_url},
+        ) as gateway,
+        connected(gateway.data_url) as connection,
+    ):
+        for _ in range(2):
+            assert await call(connection, stream=True) == 200
+        found = samples((await scrape(gateway))[1])
+        assert {key: value for key, value in found.items() if key[0] == "gateway_streams_resumed_total"} == {
+            ("gateway_streams_resumed_total", (("upstream", "second"),)): 2
+        }
+        assert total(found, "gateway_upstream_faults_total", upstream="first", kind="cut") == 2
+        assert total(found, "gateway_retries_total") == 0
+        assert total(found, "model_fallbacks_total", model="second/b") == 2
+        assert total(found, "model_errors_total") == 0
+
+
+async def test_the_state_of_a_breaker_is_shown_as_it_changes(tmp_path: Path) -> None:
+    policy = BREAKING + "[breakers]\nconsecutive = 2\n"
+    async with (
+        scripted(refuses(503), refuses(503), says("Well ", "again.")) as first,
+        scripted(says("From ", "the ", "second.")) as second,
+        running_gateway(
+            tmp_path,
+            agents=CUT_AGENTS,
+            routing=CUT_ROUTING,
+            policy=policy,
+            upstreams={"first": first.base_url, "second": second.base_url},
+        ) as gateway,
+        connected(gateway.data_url) as connection,
+    ):
+
+        async def states() -> dict[str, float]:
+            found = samples((await scrape(gateway))[1])
+            shown = {dict(labels)["model"]: at for (name, labels), at in found.items() if name == BREAKER.name}
+            upstreams = {labels for (name, labels), _ in found.items() if name == BREAKER.name}
+            assert all(dict(labels)["model"].startswith(dict(labels)["upstream"]) for labels in upstreams)
+            return shown
+
+        assert await states() == {}
+        assert await call(connection) == 200
+        assert await states() == {"first/a": 2, "second/b": 0}
+        # Its time is passed by hand: the next call is the probe, and while it is out the breaker is half-open.
+        breaker = gateway.runtime.standing.breaker("first", "first/a")
+        breaker._opened_s -= 1_000
+        admission = breaker.admit(time.monotonic())
+        assert admission is Admission.PROBE
+        assert await states() == {"first/a": 1, "second/b": 0}
+        breaker.abandoned(admission)
+        assert await call(connection) == 200
+        assert await states() == {"first/a": 0, "second/b": 0}
+
+
+async def test_the_retry_budget_is_shown_per_upstream_as_it_is_used_up(tmp_path: Path) -> None:
+    policy = BREAKING + "budget_floor = 2\nbudget_percent = 0\nbudget_window_s = 3600\n[breakers]\nconsecutive = 100\n"
+    async with running_gateway(tmp_path, agents=FAULTY, policy=policy) as gateway:
+        left = []
+        async with connected(gateway.data_url) as connection:
+            for _ in range(4):
+                assert await call(connection, model="sim/fault:500") == 500
+                found = samples((await scrape(gateway))[1])
+                left.append(found["gateway_retry_budget_left", (("upstream", "sim"),)])
+        assert left == [1, 0, 0, 0]
+        assert total(found, "gateway_retries_total", upstream="sim") == 2
+        assert total(found, "gateway_upstream_faults_total", kind="server") == 6
+
+
+async def test_models_named_outright_get_breakers_and_no_series_of_their_own(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, agents=FAULTY, policy=BREAKING) as gateway:
+        async with connected(gateway.data_url) as connection:
+            for number in range(8):
+                assert await call(connection, model=f"sim/{CANARY.decode()}-{number}") == 200
+                assert await call(connection, model=f"sim/retired-{number}") == 404
+            # The same model by its name and through its agent is one model, and one series.
+            assert await call(connection, model="sim/simulator-small") == 200
+            assert await call(connection) == 200
+        assert len(list(gateway.runtime.standing.breakers())) == 17
+        text = (await scrape(gateway))[1]
+        assert CANARY.decode() not in text
+        assert "retired" not in text
+        assert [labels for name, labels in samples(text) if name == BREAKER.name] == [
+            (("model", "sim/simulator-small"), ("upstream", "sim"))
+        ]
+
+
+async def test_a_reload_that_drops_a_model_drops_its_breaker_from_sight_and_keeps_the_counts(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, agents=FAULTY, policy=FINETUNED) as gateway:
+        await make_calls(gateway)
+        before = samples((await scrape(gateway))[1])
+        assert total(before, "gateway_retries_total") == 3
+        await gateway.reload(policy="[models]\nuse_finetuned = false\nfallback_enabled = false\n")
+        after = samples((await scrape(gateway))[1])
+        assert total(after, "gateway_retries_total") == 3
+        names = {dict(labels)["model"] for name, labels in after if name == BREAKER.name}
+        assert "sim/simulator-small" in names
 
 
 async def test_a_providers_own_error_codes_are_one_label(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gateway.domain.errors import FaultKind, Refused, UpstreamFault
 from gateway.domain.money import Usage
 from gateway.edge.open_call import OpenCall
-from tests.journey import Journey, journey
+from tests.journey import NO_RETRIES, POLICY, Journey, journey
 from tests.scripted import completion, refuses, resets, says
 
 PROMPT_NUSD, COMPLETION_NUSD = 1_000, 2_000
@@ -139,7 +139,7 @@ async def test_a_call_without_an_agent_is_counted_and_not_recorded(tmp_path: Pat
 
 
 async def test_attempts_are_timed_one_after_the_other(tmp_path: Path) -> None:
-    async with journey(tmp_path, resets) as trip:
+    async with journey(tmp_path, resets, policy=POLICY + NO_RETRIES) as trip:
         await trip.ask()
         record = trip.record
         first, second = record.attempts

@@ -41,9 +41,9 @@ async def test_keys_that_a_reload_brings_hold_from_the_next_request(tmp_path: Pa
 async def test_what_belongs_to_the_process_stays(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, simulated=AT_ONCE) as gateway:
         runtime = gateway.runtime
-        kept = (runtime.books, runtime.journal, runtime.observer, runtime.server)
+        kept = (runtime.books, runtime.journal, runtime.observer, runtime.server, runtime.standing)
         plan = runtime.plan
         await gateway.reload(policy=FINETUNED)
-        assert (runtime.books, runtime.journal, runtime.observer, runtime.server) == kept
+        assert (runtime.books, runtime.journal, runtime.observer, runtime.server, runtime.standing) == kept
         assert runtime.plan is not plan
         assert runtime.effective["policy"]["models"]["use_finetuned"] is True

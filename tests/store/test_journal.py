@@ -43,7 +43,7 @@ def test_records_come_back_as_they_were_in_their_order(tmp_path: Path, fsync: bo
         record(
             2,
             attempts=[
-                Attempt(ref="a/b", started_ms=0, fault=FaultKind.TIMEOUT, status=504),
+                Attempt(ref="a/b", started_ms=0, fault=FaultKind.FIRST_BYTE, status=504),
                 Attempt(ref="c", started_ms=1),
             ],
             usage=Usage(prompt_tokens=3, completion_tokens=4, cached_tokens=1),

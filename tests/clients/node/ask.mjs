@@ -74,6 +74,20 @@ const found = {
   helped,
   models,
   left: { ...left, error: leftError },
+  joined: await read(
+    await chat.create(
+      { model: "joined_agent", messages, stream: true },
+      { headers: { "x-gateway-variant": "finetuned" } },
+    ),
+  ),
+  differs: await read(
+    await chat.create(
+      { model: "after_cut", messages, stream: true },
+      { headers: { "x-gateway-variant": "finetuned" } },
+    ),
+  ),
+  malformed: await read(await chat.create({ model: "sim/fault:malformed", messages, stream: true })),
+  stalled: await read(await chat.create({ model: "hasty/fault:stall", messages, stream: true })),
   cut: await read(await chat.create({ model: "sim/fault:cut", messages, stream: true })),
   errors: {
     unknown: await failed(() => chat.create({ model: "qa_agnet", messages })),
