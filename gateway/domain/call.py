@@ -60,4 +60,3 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     first_chunk_ms: float | None = None
     overhead_ms: float = 0.0
     client_left: bool = False
-    trace: str = ""
