@@ -232,6 +232,15 @@ def read_answer(body: bytes) -> Answer | None:
         return None
 
 
+def is_json(body: bytes) -> bool:
+    """Whether a body is whole JSON of any kind."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 def carries_content(data: bytes) -> bool:
     """Whether a chunk holds any of an answer (text, a tool call, a refusal, its end), and not only its preamble."""
     try:

@@ -15,7 +15,7 @@ from gateway.domain.dialects import DIALECTS, Dialect, continued, translate
 from gateway.domain.errors import FaultKind, UpstreamFault
 from gateway.domain.money import Usage
 from gateway.domain.sse import DONE, Splitter, Tap
-from gateway.domain.wire import ChatBody, carries_content, encode, raw, read_answer, read_usage
+from gateway.domain.wire import ChatBody, carries_content, encode, is_json, raw, read_answer, read_usage
 from gateway.edge.open_call import OpenCall
 from gateway.edge.refusal import error_in_answer, no_stream, rate_limit_headers, refusal
 from gateway.edge.upstream import MAX_ANSWER_BYTES, Exchange, Upstream
@@ -108,7 +108,7 @@ async def attempt(
     limits = target.timeouts
     since_s = time.perf_counter()
     exchange: Exchange | None = None
-    is_kept = False
+    is_kept = is_sound = False
     silence = FaultKind.FIRST_TOKEN
     try:
         first_s = limits.first_token_s if stream else limits.first_byte_s
@@ -117,9 +117,13 @@ async def attempt(
         rest_s = (first_s if stream or exchange.status != 200 else limits.attempt_s) - waited_s
         async with asyncio.timeout(min(rest_s, call.left_s)) as clock:
             if exchange.status != 200:
-                raise refusal(exchange, await exchange.read())
+                said = await exchange.read()
+                is_sound = is_json(said)
+                raise refusal(exchange, said)
             if not stream:
-                return _whole(exchange, await exchange.read(), DIALECTS[target.kind])
+                whole = _whole(exchange, await exchange.read(), DIALECTS[target.kind])
+                is_sound = True
+                return whole
             answer = Begun(exchange, target)
             await _until_content(answer)
             if hold:
@@ -141,7 +145,7 @@ async def attempt(
     finally:
         call.waited_s += time.perf_counter() - since_s
         if exchange is not None and not is_kept:
-            exchange.close()
+            exchange.close(is_sound=is_sound)
 
 
 async def _until_content(answer: Begun) -> None:

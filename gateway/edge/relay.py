@@ -77,7 +77,7 @@ class Relay:
             if self._tap.done:
                 await self._read_out()
         finally:
-            self._begun.exchange.close()
+            self._begun.exchange.close(is_sound=self._tap.done)
             self._failover.left()
 
     async def _relay_one(self) -> UpstreamFault | None:
@@ -116,7 +116,7 @@ class Relay:
     async def _resume(self, fault: UpstreamFault) -> bool:
         """Take up with another model's stream where this one broke off; False where that cannot be."""
         delivered = read_delivered(self._sent) if self._sent is not None else None
-        self._begun.exchange.close()
+        self._begun.exchange.close(is_sound=False)
         if delivered is None:
             return False
         try:

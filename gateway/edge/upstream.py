@@ -47,8 +47,8 @@ class Exchange(Protocol):
         """The body as it arrives. Raises `UpstreamFault` with kind CUT where it breaks off."""
         ...
 
-    def close(self) -> None:
-        """Let go: the connection is kept where the body was read to its end, and closed otherwise."""
+    def close(self, *, is_sound: bool) -> None:
+        """Let go. The connection is used again only where the body was read to its end and `is_sound`: made sense."""
         ...
 
 
@@ -107,12 +107,20 @@ class HttpExchange:
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamFault(FaultKind.CUT, "upstream_cut", "the provider's answer broke off") from error
 
-    def close(self) -> None:
-        """Release once; aiohttp keeps the connection only where the body was read to its end."""
-        if self._response.content.is_eof():
+    def close(self, *, is_sound: bool) -> None:
+        """Release once. After a body that made no sense more of it may follow, and would pass for the next answer."""
+        if is_sound and self._response.content.is_eof():
             self._response.release()
         else:
             self._response.close()
+
+
+class _Response(aiohttp.ClientResponse):
+    """aiohttp's response, which keeps its connection until it is closed: aiohttp's own hands it on at the body's end,
+    before anybody has seen whether the body made sense."""
+
+    def _response_eof(self) -> None:
+        pass
 
 
 class _Connection(ResponseHandler):
@@ -145,6 +153,7 @@ class HttpUpstream:
         connector._factory = partial(connect, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
             connector=connector,
+            response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             read_bufsize=READ_BYTES,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import Refused
 from gateway.domain.money import MAX_TOKENS, Usage
-from gateway.domain.wire import ChatBody, carries_content, encode, raw, read_answer, read_chat, read_usage
+from gateway.domain.wire import ChatBody, carries_content, encode, is_json, raw, read_answer, read_chat, read_usage
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 HEAD = b'{"model":"m","messages":[{"role":"user","content":"hello"}]'
@@ -464,3 +464,11 @@ def test_a_preamble_is_none(delta: dict[str, Any] | None) -> None:
 )  # fmt: skip
 def test_what_is_no_chunk_of_an_answer_carries_nothing(data: bytes) -> None:
     assert not carries_content(data)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [(b"{}", True), (b'{"error": "no"}', True), (b'"x"', True), (b'{"error', False), (b"", False), (b"<html>", False)],
+)
+def test_a_body_is_json_only_where_it_is_whole(body: bytes, expected: bool) -> None:
+    assert is_json(body) is expected

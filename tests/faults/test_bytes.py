@@ -192,13 +192,18 @@ async def tidy_end_half_way(turn: Turn) -> None:
     await framed(spoil=lambda body: body[: len(body) // 2])(turn)
 
 
-def length_off_by(share: float) -> Scene:
-    """A good body under a wrong Content-Length; what is beyond it comes with the rest."""
+def length_off_by(share: float, *, at_once: bool = True) -> Scene:
+    """A good body under a wrong Content-Length; what is beyond it comes with the rest, or after it."""
 
     async def scene(turn: Turn) -> None:
         body = good_body(turn)
         length = int(len(body) * share)
-        await turn.raw(head(200, {**kind_of(turn), "Content-Length": str(length)}) + body)
+        await turn.raw(
+            head(200, {**kind_of(turn), "Content-Length": str(length)}) + body[: None if at_once else length]
+        )
+        if not at_once:
+            await let_it_arrive()
+            await turn.raw(body[length:])
         turn.close()
 
     return scene
@@ -313,6 +318,7 @@ FAULTS = {
     "a tidy end half way": Fault(tidy_end_half_way, INVALID, CUT, is_begun=True),
     "length too long": Fault(length_off_by(1.1), CUT, WHOLE),
     "length too short": Fault(length_off_by(0.5), INVALID, INVALID),
+    "length too short, the rest later": Fault(length_off_by(0.5, at_once=False), INVALID, CUT, is_begun=True),
     "HTTP/1.0, cut": Fault(http_1_0(0.5), INVALID, CUT, is_begun=True),
     "no finish, no [DONE]": Fault(streams(*map(delta, WORDS)), None, CUT, is_begun=True),
     # A whole answer, oddly sent.
