@@ -49,7 +49,7 @@ bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 
 # --- prove ------------------------------------------------------------------
 
-.PHONY: check test cover failover
+.PHONY: check test cover failover caps
 check: .venv/.dev ## lint, types, policies, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,6 +63,10 @@ test: check ## check, then every test (ARGS="-k budget" picks some)
 failover: .venv/.dev ## the field's sixteen faults through a real gateway, and the scorecard
 	$(BIN)/python -m pytest tests/faults/test_sixteen.py --quiet $(ARGS)
 
+caps: .venv/.dev ## 200 callers race for caps that hold ten, then an hour of real traffic against a cap
+	$(BIN)/python -m pytest tests/money/test_race.py --quiet
+	$(BIN)/python -m gateway.lab.azure $(ARGS)
+
 cover: .venv/.dev ## the tests with a coverage report
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report term $(ARGS)
 
@@ -73,8 +77,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-config --universal --python-version
 
 .PHONY: lock docker clean
 lock: .venv/.dev ## remake deploy/lock (UPGRADE=--upgrade moves to the newest versions)
-	$(COMPILE) pyproject.toml --group build --extra litellm --output-file deploy/lock/run.txt
-	$(COMPILE) pyproject.toml --group dev --extra litellm --constraint deploy/lock/run.txt --output-file deploy/lock/dev.txt
+	$(COMPILE) pyproject.toml --group build --extra litellm --extra reports --output-file deploy/lock/run.txt
+	$(COMPILE) pyproject.toml --group dev --extra litellm --extra reports --constraint deploy/lock/run.txt --output-file deploy/lock/dev.txt
 	$(COMPILE) pyproject.toml --group build --constraint deploy/lock/run.txt --output-file deploy/lock/image.txt
 	echo litellm | $(COMPILE) - --no-deps --constraint deploy/lock/run.txt --output-file deploy/lock/prices.txt
 

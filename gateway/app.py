@@ -6,23 +6,24 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError, Loaded, effective
-from gateway.decide.budget import Amounts, Books
 from gateway.decide.standing import Standing
-from gateway.domain.call import CallRecord
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge.admin import admin_app
+from gateway.edge.alerts import Alerts
 from gateway.edge.data_app import data_app
 from gateway.edge.listener import Listener, require_c_parser
+from gateway.edge.money_metrics import money_figures
 from gateway.edge.observe import Observer
 from gateway.edge.runtime import Runtime
 from gateway.edge.upstream import HttpUpstream
 from gateway.edge.watch import reload_on, watch_files
-from gateway.store.journal import Journal, read_journal
+from gateway.store.store import Crossing
+from gateway.treasury import Treasury, ledger_path
 
 if TYPE_CHECKING:
     from gateway.simulator.server import Simulator
@@ -41,6 +42,8 @@ class Gateway:
         self._pools: dict[str, HttpUpstream] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
+        self._treasury: Treasury | None = None
+        self._alerts = Alerts(loaded.policy.alerting, env=loaded.env)
         self.runtime: Runtime
         self.data: Listener
         self.admin: Listener
@@ -52,23 +55,30 @@ class Gateway:
             await self._start()
         except BaseException:
             await self._close_pools()
+            if self._treasury is not None:
+                await self._treasury.close()
             raise
 
     async def _start(self) -> None:
         loaded = self._loaded
         settings = loaded.settings
         await self._make_pools(settings.upstreams)
-        journal = Journal(Path(settings.journal.dir), fsync=settings.journal.sync == "fsync")
-        books = Books(loaded.plan.caps)
-        refill(books, journal.path)
         standing = Standing(loaded.policy.breakers, loaded.policy.retries)
         observer = Observer(loaded.plan, standing, tuple(settings.telemetry.latency_buckets_ms))
+
+        def tell(crossing: Crossing) -> None:
+            observer.crossed(crossing.share)
+            self._alerts.tell(crossing)
+
+        self._treasury = treasury = await Treasury.open(loaded, tell)
+        observer.take_money(partial(money_figures, treasury.books, treasury.bookkeeper, treasury.journal, self._alerts))
         self.runtime = Runtime(
             plan=loaded.plan,
             server=settings.server,
             upstreams=dict(self._pools),
-            books=books,
-            journal=journal,
+            books=treasury.books,
+            bookkeeper=treasury.bookkeeper,
+            journal=treasury.journal,
             observer=observer,
             standing=standing,
             dice=Random(),  # noqa: S311  (jitter, not a secret)
@@ -78,7 +88,8 @@ class Gateway:
         def count(connections: int) -> None:
             observer.connections = connections
 
-        self.admin = Listener(admin_app(self.runtime), settings.server.admin, settings.server, lambda _: None)
+        admin = admin_app(self.runtime, ledger_path(settings))
+        self.admin = Listener(admin, settings.server.admin, settings.server, lambda _: None)
         self.data = Listener(data_app(self.runtime), settings.server.data, settings.server, count)
         await self.admin.start()
         await self.data.start()
@@ -105,7 +116,9 @@ class Gateway:
             log.warning("[server] has changed; it takes effect at the next start")
         await self._make_pools(loaded.settings.upstreams)
         runtime.upstreams = dict(self._pools)
-        runtime.books.change_caps(loaded.plan.caps)
+        if self._treasury is not None:
+            self._treasury.take_rules(loaded.plan.rules)
+        self._alerts.take_policy(loaded.policy.alerting)
         runtime.standing.take_policy(loaded.policy.breakers, loaded.policy.retries)
         runtime.observer.take_plan(loaded.plan)
         runtime.effective = effective(loaded)
@@ -121,12 +134,17 @@ class Gateway:
         """Drain: no new calls, those in flight get `server.drain_s`, then everything is closed."""
         runtime = self.runtime
         runtime.is_draining = runtime.observer.is_draining = True
-        await self.data.stop(self._loaded.settings.server.drain_s)
+        drain_s = self._loaded.settings.server.drain_s
+        since_s = time.monotonic()
+        await self.data.stop(drain_s)
+        await runtime.end_lingering(drain_s - (time.monotonic() - since_s))
         await self.admin.stop(0.1)
         for task in self._tasks:
             task.cancel()
         await self._close_pools()
-        runtime.journal.close()
+        if self._treasury is not None:
+            await self._treasury.close()
+        await self._alerts.close()
 
     async def _close_pools(self) -> None:
         for pool in (*self._pools.values(), *self._retired):
@@ -159,25 +177,6 @@ class Gateway:
                 self._simulators.append(await Simulator.start(upstream.simulator))
                 base_url = self._simulators[-1].base_url
             self._pools[name] = HttpUpstream(name, upstream, base_url)
-
-
-def refill(books: Books, journal: Path) -> None:
-    """What the journal says was spent in windows that still run, so that a restart forgets nothing."""
-    now_s = time.time()
-    for record in read_journal(journal):
-        if not isinstance(record, CallRecord):
-            log.warning("line %d of %s is torn and was left out", record.line, journal)
-            continue
-        for index, attempt in enumerate(record.attempts):
-            dimensions = {
-                "agent": record.agent,
-                "key": record.key,
-                "user": record.user,
-                "operation": record.operation,
-                "model": attempt.ref,
-            }
-            amounts = Amounts(attempt.cost_nusd, 0 if index else 1, attempt.tokens)
-            books.post(dimensions, amounts, now_s=now_s, at_s=(record.at_ms + attempt.started_ms) / 1000)
 
 
 async def serve(loaded: Loaded, load_again: Callable[[], Loaded], announce: Callable[[Gateway], None]) -> None:

@@ -6,14 +6,16 @@ What only one command needs is imported inside it, so that `gateway --help` and 
 import errno
 import secrets
 import sys
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from gateway import __version__
+from gateway.cli_costs import costs
+from gateway.cli_options import configured, fail, load_or_exit
+from gateway.cli_prices import prices
 from gateway.config import (
     ConfigError,
     Loaded,
@@ -30,41 +32,6 @@ from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem
 from gateway.store.price_map import load_price_map
 
-Command = Callable[..., Any]
-
-
-def configured(command: Command) -> Command:
-    """The options that say which configuration is meant."""
-    options = (
-        click.option(
-            "--config", type=click.Path(path_type=Path), default=Path("config.toml"), show_default=True,
-            help="The file of facts.",
-        ),
-        click.option(
-            "--policies", type=click.Path(path_type=Path), default=Path("policies"), show_default=True,
-            help="The folder of policies.",
-        ),
-        click.option("--env", help="The environment; if not given, GATEWAY_ENV, then GENESIS_ENV, then dev."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def load_or_exit(config: Path, policies: Path, env: str | None, *, want_secrets: bool = True) -> Loaded:
-    """The configuration, or its problems on the terminal and exit 1."""
-    paths = Paths(config, policies)
-    try:
-        return load(paths, chosen_environment(env), litellm_map=load_price_map(), want_secrets=want_secrets)
-    except ConfigError as error:
-        fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    """Say why on stderr, and exit 1."""
-    click.echo(message, err=True)
-    sys.exit(1)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gateway")
@@ -75,6 +42,10 @@ def main() -> None:
 
     Start with `gateway serve`, then point any OpenAI SDK at http://127.0.0.1:8080/v1.
     """
+
+
+main.add_command(costs)
+main.add_command(prices)
 
 
 @main.command()
@@ -165,7 +136,7 @@ def check(config: Path, policies: Path, env: str | None) -> None:
 def unpriced(loaded: Loaded) -> list[str]:
     """What a person should know of a plan that is valid: models without a price under a cap in dollars."""
     plan = loaded.plan
-    if not any(cap.usd is not None for cap in plan.caps):
+    if not plan.is_capped:
         return []
     targets = {target for agent in plan.agents.values() for target in (*agent.finetuned, *agent.baseline)}
     return [

@@ -4,8 +4,9 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import msgspec
 
 from gateway.decide.breaker import Breaker
 from gateway.domain.call import CallRecord
+from gateway.domain.ledger import Held, LedgerRow
+from gateway.store.journal import Journal, journal_files
+from gateway.store.journal_reader import read_segment
 from tests.running import CHAT, RunningGateway, chat, running_gateway
 from tests.scripted import Scene, Scripted, says, scripted
 
@@ -47,6 +51,8 @@ QUICK_RETRIES = "[retries]\nbase_s = 0.001\n"
 # Caps that nothing here reaches, so that every call holds money, requests and tokens.
 WIDE_CAPS = "".join(f'[[caps]]\nscope = "global"\nper = "total"\n{unit}\n' for unit in
                     ('usd = "1000"', "requests = 100000", "tokens = 1000000000"))  # fmt: skip
+# Nobody waits for money here, and a caller who leaves ends the attempt; what else can be has tests of its own.
+AT_ONCE = '[budget]\nwhen_short = "refuse"\nwait_ms = 0\nwhen_left = "abort"\n'
 PRICES = '[prices."*"]\ninput_usd_per_mtok = "1"\noutput_usd_per_mtok = "2"\n'
 
 
@@ -107,11 +113,46 @@ class Journey:
         (record,) = self.gateway.journal()
         return record
 
+    def record_of(self, answer: Answer) -> CallRecord:
+        """The record of the call that was answered so."""
+        (record,) = [one for one in self.gateway.journal() if one.id == answer.headers["x-request-id"]]
+        return record
+
     async def let_others_act(self) -> None:
         """Let everything that is due in this process happen: requests that need the loop to turn, and turn again."""
         for _ in range(20):
             async with self.session.get(f"{self.gateway.admin_url}/livez") as response:
                 await response.read()
+
+    async def booked(self) -> list[LedgerRow]:
+        """The ledger's rows in the order of their holds, once it has been told all that the journal holds."""
+        bookkeeper = self.gateway.runtime.bookkeeper
+
+        def is_told() -> bool:
+            bookkeeper._wake.set()
+            return not (bookkeeper._rows or bookkeeper._owed)
+
+        await self.until(is_told)
+        # Within a millisecond, the ledger does not know the order.
+        order = list(self.holds())
+        return sorted(self.gateway.ledger(), key=lambda row: order.index(row.id))
+
+    def holds(self) -> dict[str, Held]:
+        """What each attempt set aside, by the attempt's id."""
+        found = [
+            line for path in journal_files(self.gateway.runtime.journal.directory.parent) for line in read_segment(path)
+        ]
+        return {line.id: line for line in found if isinstance(line, Held)}
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        """Wait for what comes of itself."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():
+                await self.let_others_act()
+
+    def used(self) -> list[int]:
+        """What is posted or in doubt in each account, in the order of the caps."""
+        return [account.used for account in self.gateway.runtime.books.accounts()]
 
     def check_at_rest(self) -> None:
         """See that no call is open, no money held, no body counted, and no breaker waiting for its probe."""
@@ -126,6 +167,20 @@ class Journey:
         return self.gateway.runtime.standing.breaker(ref.partition("/")[0], ref)
 
 
+@contextmanager
+def full_disk(journal: Journal) -> Iterator[None]:
+    """In this block the journal's disk has no room; after it, it is as before."""
+    kept = os.dup(journal._fd)
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, journal._fd)
+    os.close(full)
+    try:
+        yield
+    finally:
+        os.dup2(kept, journal._fd)
+        os.close(kept)
+
+
 @asynccontextmanager
 async def journey(
     tmp_path: Path,
@@ -136,11 +191,12 @@ async def journey(
     timeouts: str = "",
     policy: str = POLICY,
     caps: str = WIDE_CAPS,
+    budget: str = AT_ONCE,
     config: str = PRICES,
     **more: Any,
 ) -> AsyncIterator[Journey]:
     """`scenes` are the first provider's, `second` the other's for ever; `timeouts`, as in a table, the first one's."""
-    more = {"agents": AGENTS, "routing": ROUTING, "policy": policy + caps, "config": config, **more}
+    more = {"agents": AGENTS, "routing": ROUTING, "policy": policy + budget + caps, "config": config, **more}
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(scripted(*scenes))
         two = await stack.enter_async_context(scripted(second or says("From ", "the ", "second.")))

@@ -96,7 +96,7 @@ def request(
     method: str = "POST", target: str = CHAT, *, headers: bytes = b"", body: bytes | None = None, length: bool = True
 ) -> bytes:
     """A request as bytes. `headers` are whole lines, each with its CRLF."""
-    head = f"{method} {target} HTTP/1.1\r\nHost: gateway\r\n".encode() + headers
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n".encode() + headers
     if body is not None and length:
         head += b"Content-Length: %d\r\n" % len(body)
     return head + b"\r\n" + (body or b"")

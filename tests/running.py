@@ -8,6 +8,7 @@ at hand as `gateway.simulator`; everybody gets the baseline. All texts are TOML 
 """
 
 import gc
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 from gateway.app import Gateway
 from gateway.config import Loaded, Paths, load
 from gateway.domain.call import CallRecord
+from gateway.domain.ledger import LedgerRow
 from gateway.domain.settings import SimulatorSettings
 from gateway.edge.runtime import Runtime
 from gateway.simulator.server import Simulator
-from gateway.store.journal import Torn, read_journal
+from gateway.store.journal_reader import Torn, read_calls
+from gateway.store.ledger import Ledger
 
 CHAT = "/v1/chat/completions"
 AT_ONCE = SimulatorSettings(first_token_ms=0, per_token_ms=0, jitter=0)
@@ -85,9 +88,14 @@ class RunningGateway:
 
     def journal(self) -> list[CallRecord]:
         """Every record so far, oldest first. A torn line fails the test."""
-        records = list(read_journal(self.runtime.journal.path))
+        records = list(read_calls(self.runtime.journal.directory.parent))
         assert not [record for record in records if isinstance(record, Torn)]
         return [record for record in records if isinstance(record, CallRecord)]
+
+    def ledger(self) -> list[LedgerRow]:
+        """Every row that the ledger has been told, oldest first."""
+        with Ledger(self._files.paths.config.parent / "gateway.db", clock=time.time, is_new_allowed=False) as ledger:
+            return list(ledger.rows("dev"))
 
     async def reload(self, *, config: str | None = None, policy: str | None = None, routing: str | None = None) -> None:
         """Write those files anew that are given, and reload as on SIGHUP."""
@@ -124,6 +132,7 @@ async def running_gateway(
     policy: str = POLICY,
     routing: str = ROUTING,
     server: str = "",
+    store: str = "timeout_ms = 5000",
     config: str = PRICES,
     environ: Mapping[str, str] | None = None,
     simulated: SimulatorSettings = AT_ONCE,
@@ -132,7 +141,8 @@ async def running_gateway(
     """A gateway from these texts, served until the block ends.
 
     `upstreams` come beside `sim` (or in its place): a name and a base URL, which makes it `compatible`, or a name and
-    the lines of its table. `server` holds further lines of `[server]`. `config` holds further tables of config.toml.
+    the lines of its table. `server` and `store` hold further lines of those tables, `config` holds further tables of
+    config.toml.
     """
     simulator = await Simulator.start(simulated)
     tables = {"sim": simulator.base_url, **(upstreams or {})}
@@ -140,6 +150,7 @@ async def running_gateway(
         [
             f'[server]\ndata = "{data}"\nadmin = "127.0.0.1:0"\ndrain_s = 0.1\n{server}',
             f'[journal]\ndir = "{tmp_path / "journal"}"',
+            f'[store]\nurl = "sqlite:///{tmp_path / "gateway.db"}"\n{store}',
             *(f"[upstreams.{name}]\n{_upstream(lines)}" for name, lines in tables.items()),
             agents,
         ]

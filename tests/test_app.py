@@ -1,150 +1,20 @@
 """Whole processes: start, traffic, reload under load, drain, and death at any moment."""
 
 import asyncio
-import os
-import re
 import signal
-import sys
 import threading
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 
-from gateway.app import refill
 from gateway.config import Loaded
-from gateway.decide.budget import Amounts, Books, Hold
-from gateway.domain.call import Attempt, CallRecord
-from gateway.domain.policy import Cap
-from gateway.domain.reading import Usd
-from gateway.store.journal import Journal, Torn, read_journal
+from gateway.store.journal import journal_files
+from tests.process import PATIENCE_S, POLICY, Files, Process, process
 from tests.running import CHAT, chat, running_gateway
-from tests.scripted import DONE, Scripted, Turn, delta, event, finish, says, scripted
-
-ROOT = Path(__file__).parent.parent
-# So long that only a hang can reach it.
-PATIENCE_S = 30.0
-ADDRESSES = re.compile(r"agents +(http://\S+)/v1 .*?admin +(http://\S+) ", re.DOTALL)
-POLICY = "[models]\nuse_finetuned = false\n"
-
-
-class Files:
-    """The configuration of one test's gateway."""
-
-    def __init__(self, folder: Path, provider: Scripted) -> None:
-        self.folder, self._base_url = folder, provider.base_url
-        (folder / "policies").mkdir()
-        (folder / "policies" / "routing.toml").write_text('default_agent = "qa_agent"\n')
-        self.write_config()
-        self.write_policy(POLICY)
-
-    def write_config(self, *, model: str = "a", server: str = "", more: str = "") -> None:
-        self._replace(
-            "config.toml",
-            f"""
-            [server]
-            data = "127.0.0.1:0"
-            admin = "127.0.0.1:0"
-            {server}
-            [upstreams.first]
-            kind = "compatible"
-            base_url = "{self._base_url}"
-            [agents.qa_agent]
-            finetuned = "first/ft:a"
-            baseline = "first/{model}"
-            [journal]
-            dir = "{self.folder / "journal"}"
-            {more}
-            """,
-        )
-
-    def write_policy(self, text: str) -> None:
-        self._replace("policies/dev.toml", text)
-
-    def records(self) -> list[CallRecord]:
-        """The journal; a torn line fails the test."""
-        found = list(read_journal(self.folder / "journal" / "calls.journal"))
-        assert not [record for record in found if isinstance(record, Torn)]
-        return [record for record in found if isinstance(record, CallRecord)]
-
-    def _replace(self, name: str, text: str) -> None:
-        # As an editor does it: whoever reads sees the old file or the new one.
-        draft = self.folder / "draft"
-        draft.write_text(text)
-        draft.replace(self.folder / name)
-
-
-class Process:
-    """A gateway of its own, and a client for it."""
-
-    def __init__(self, child: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> None:
-        self.child, self.session = child, session
-        self.lines: list[str] = []
-        self.data_url = self.admin_url = ""
-
-    async def announced(self) -> None:
-        """Read what it says of itself, up to its addresses."""
-        assert self.child.stdout is not None
-        said = ""
-        while not (found := ADDRESSES.search(said)):
-            line = await asyncio.wait_for(self.child.stdout.readline(), PATIENCE_S)
-            assert line, await self.child.stderr.read() if self.child.stderr else said
-            said += line.decode()
-        self.data_url, self.admin_url = found.groups()
-
-    async def logged(self, words: str) -> dict[str, Any]:
-        """Wait for a log line that has these words; the line."""
-        assert self.child.stderr is not None
-        while True:
-            line = await asyncio.wait_for(self.child.stderr.readline(), PATIENCE_S)
-            assert line, f"it ended without saying {words!r}: {self.lines}"
-            self.lines.append(line.decode())
-            if words in self.lines[-1]:
-                return msgspec.json.decode(line)  # type: ignore[no-any-return]
-
-    async def ended(self) -> int:
-        """Its exit status."""
-        return await asyncio.wait_for(self.child.wait(), PATIENCE_S)
-
-    def post(self, **fields: Any) -> Any:
-        return self.session.post(f"{self.data_url}{CHAT}", json=chat(**fields))
-
-    async def ask(self, **fields: Any) -> tuple[int, str, Any]:
-        """Status, request id, body."""
-        async with asyncio.timeout(PATIENCE_S), self.post(**fields) as response:
-            return response.status, response.headers["x-request-id"], await response.json()
-
-    async def admin(self, path: str) -> tuple[int, str]:
-        async with asyncio.timeout(PATIENCE_S), self.session.get(f"{self.admin_url}{path}") as response:
-            return response.status, await response.text()
-
-    async def metric(self, line: str) -> bool:
-        """Whether `/metrics` has this line."""
-        return line in (await self.admin("/metrics"))[1].split("\n")
-
-
-@asynccontextmanager
-async def process(files: Files) -> AsyncIterator[Process]:
-    """`gateway serve` on these files; killed at the end where it still runs."""
-    command = ("-m", "gateway", "serve", "--config", "config.toml", "--policies", "policies", "--env", "dev")
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, *command, cwd=files.folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with aiohttp.ClientSession() as session:
-            running = Process(child, session)
-            await running.announced()
-            yield running
-    finally:
-        if child.returncode is None:
-            child.kill()
-        await child.communicate()
+from tests.scripted import DONE, Turn, delta, event, finish, says, scripted
 
 
 class Load:
@@ -434,34 +304,17 @@ async def test_a_kill_does_not_refill_a_cap(tmp_path: Path) -> None:
         assert len(provider.turns) == 5
 
 
-async def test_a_torn_last_line_is_stepped_over_at_start(tmp_path: Path) -> None:
+async def test_a_torn_last_line_is_cut_off_at_start(tmp_path: Path) -> None:
     async with scripted(says("Paris")) as provider:
         files = Files(tmp_path, provider)
         async with process(files) as gateway:
             await gateway.ask()
             gateway.child.kill()
             await gateway.ended()
-        journal = tmp_path / "journal" / "calls.journal"
+        (journal,) = journal_files(tmp_path / "journal")
         journal.write_bytes(journal.read_bytes() + b'deadbeef {"id": "req-')
         async with process(files) as gateway:
             assert (await gateway.ask())[0] == 200
             line = await gateway.logged("torn")
             assert line["level"] == "warning"
-        found = list(read_journal(journal))
-        assert [type(record) for record in found] == [CallRecord, Torn, CallRecord]
-
-
-def test_the_books_are_refilled_with_what_was_booked_attempt_by_attempt(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, fsync=False)
-    tries = [Attempt(ref="m/a", started_ms=0, cost_nusd=5, tokens=7), Attempt(ref="m/b", started_ms=3, tokens=11)]
-    now_ms = time.time_ns() // 1_000_000
-    journal.append(CallRecord(id="1", at_ms=now_ms, env="dev", agent="a", attempts=tries))
-    journal.close()
-    caps = [Cap(per="total", usd=Usd(10)), Cap(per="total", requests=2), Cap(per="total", tokens=20)]
-    books = Books(caps)
-    refill(books, journal.path)
-    found = [
-        books.reserve({}, Amounts(nusd, requests, tokens), is_priced=True, now_s=now_ms / 1000)
-        for nusd, requests, tokens in ((6, 0, 0), (0, 2, 0), (0, 0, 3), (5, 1, 2))
-    ]
-    assert [isinstance(one, Hold) for one in found] == [False, False, False, True]
+        assert len(files.records()) == 2

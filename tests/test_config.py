@@ -381,11 +381,11 @@ def test_a_dotted_key_finds_one_value(production: Loaded, key: str, value: Any) 
         ("modles", 'did you mean "models"?'),
         ("server.dat", 'did you mean "server.data"?'),
         ("agents.qa_agnet.baseline", 'did you mean "agents.qa_agent"?'),
-        ("caps.2", "known here: caps[0], caps[1]"),
-        ("caps.-1", "known here: caps[0], caps[1]"),
+        ("caps.3", "known here: caps[0], caps[1], caps[2]"),
+        ("caps.-1", "known here: caps[0], caps[1], caps[2]"),
         ("models.use_finetuned.deeper", "known here: nothing"),
-        ("xyzzy", "agents, alerting, breakers, caps"),
-        ("", "agents, alerting, breakers, caps"),
+        ("xyzzy", "agents, alerting, breakers, budget, caps"),
+        ("", "agents, alerting, breakers, budget, caps"),
     ],
 )
 def test_a_key_that_is_not_there_is_answered_with_what_is(production: Loaded, key: str, said: str) -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import msgspec
 
-from gateway.decide.budget import bound_tokens, caps_that_apply
+from gateway.decide.bound import bound_of, completion_bound, most_nusd, weigh
+from gateway.decide.caps import rules_that_apply
 from gateway.decide.fill import fill
 from gateway.decide.identify import Caller, identify
 from gateway.decide.plan import Plan
 from gateway.decide.targets import Target
 from gateway.domain.dialects import DIALECTS, translate
-from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.ledger import Dimensions
+from gateway.domain.money import format_usd
 from gateway.domain.wire import ChatBody
 
 
@@ -48,25 +50,21 @@ def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Call
     """Explain one call. Raises `Refused` exactly where the call itself would be refused before its reservation."""
     who = identify(plan, headers, body, caller, now_s=now_s)
     assignment = plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
-    filled = fill(body, who.agent.defaults, plan.limits)
-    size = sum(len(bytes(value)) for value in filled.fields.values())
-    tokens = bound_tokens(request_bytes=size, messages=body.message_count, max_tokens=filled.max_tokens, n=body.n)
-    dimensions = {
-        "agent": who.agent.name,
-        "key": caller.key,
-        "operation": who.operation,
-        "user": plan.kept_user(who.user),
-    }
+    filled = fill(body, who.agent.defaults, plan.limits, is_capped=plan.is_capped)
+    weight = weigh(filled.fields)
+    first = assignment.chain[0]
+    on = Dimensions(who.agent.name, caller.key, plan.kept_user(who.user), who.operation, first.ref, assignment.variant)
 
     def link(target: Target) -> Link:
         price = target.price
-        bound = Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1])
+        prompt = bound_of(weight, target)
+        at_most = most_nusd(price, prompt, completion_bound(prompt, filled.max_tokens, body.n)) if price else None
         per_mtok = price and f"{format_usd(price.input_nusd_per_mtok)} in, {format_usd(price.output_nusd_per_mtok)} out"
         return Link(
             model=target.ref,
             upstream=target.upstream,
             price=f"{per_mtok} usd per million tokens ({price.source})" if price else "unknown",
-            at_most_usd=format_usd(cost_nusd(price, bound)) if price else None,
+            at_most_usd=None if at_most is None else format_usd(at_most),
             fields_dropped=translate(DIALECTS[target.kind], filled.fields)[1],
         )
 
@@ -84,6 +82,6 @@ def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Call
         max_tokens=filled.max_tokens,
         fields_lowered=list(filled.lowered),
         chain=[link(target) for target in assignment.chain],
-        caps=caps_that_apply(plan.caps, {**dimensions, "model": assignment.chain[0].ref}),
+        caps=[rule.label for rule in rules_that_apply(plan.rules, on)],
         sent={name: msgspec.json.decode(value) for name, value in shown.items()},
     )

@@ -49,6 +49,8 @@ REMEDIES: dict[FaultKind, Remedy] = {
     FaultKind.FILTERED: Remedy(0, Then.GIVE_UP, False, False, "the provider's filter; the caller must see why"),
     FaultKind.REJECTED: Remedy(0, Then.GIVE_UP, False, False, "the request itself; the caller must see why"),
     FaultKind.DEADLINE: Remedy(0, Then.GIVE_UP, True, False, "the call's own time is over"),
+    FaultKind.OVERRUN: Remedy(0, Then.GIVE_UP, True, False, "cut by us: over its limit, or its money was taken back"),
+    FaultKind.LEFT: Remedy(0, Then.GIVE_UP, True, False, "the caller has gone and nobody waits for it"),
 }
 
 _KIND_BY_CODE: dict[str | None, FaultKind] = {

@@ -23,8 +23,15 @@ class Filled(NamedTuple):
     lowered: tuple[str, ...]
 
 
-def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits) -> Filled:
-    """Complete a request. `defaults` must hold max_tokens. Raises `Refused` for more choices than the policy allows."""
+# Service at the price in the table, or below it. The others cost up to six times as much, which no hold reckons with.
+_TIERS_AT_LIST_PRICE = frozenset({b"null", b'"default"', b'"flex"'})
+
+
+def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits, *, is_capped: bool = False) -> Filled:
+    """Complete a request. `defaults` must hold max_tokens. Raises `Refused` for more choices than the policy allows.
+
+    `is_capped`: some cap counts dollars, so nothing may be asked for that costs more than the price says.
+    """
     if body.n > limits.n:
         raise Refused("invalid_value", f"n must be at most {limits.n} here", param="n")
     fields = dict(body.fields)
@@ -58,4 +65,16 @@ def fill(body: ChatBody, defaults: Mapping[str, Raw], limits: Limits) -> Filled:
             fields["temperature"] = raw(limits.temperature)
             if body.temperature is not None:
                 lowered.append("temperature")
+    if is_capped and bytes(fields.get("service_tier", b"null")) not in _TIERS_AT_LIST_PRICE:
+        fields["service_tier"] = raw("default")
+        lowered.append("service_tier")
     return Filled(fields, max_tokens, tuple(lowered))
+
+
+def limited(filled: Filled, max_tokens: int) -> Filled:
+    """The same with an output limit of at most `max_tokens`: what the budget can still pay."""
+    if max_tokens >= filled.max_tokens:
+        return filled
+    # `fill` sees to it that one of the two is there, and only one where it is the newer.
+    name = "max_completion_tokens" if "max_completion_tokens" in filled.fields else "max_tokens"
+    return Filled({**filled.fields, name: raw(max_tokens)}, max_tokens, filled.lowered)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.decide.assign import bucket_of, hash_user, is_treated
+from gateway.decide.caps import Rule, rules_of
 from gateway.decide.fallback import RetryLimits
 from gateway.decide.prices import PriceBook
 from gateway.decide.route import Routes, compile_routes
@@ -17,7 +18,7 @@ from gateway.decide.targets import Target, Targets
 from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
-from gateway.domain.policy import BPS_PER_PERCENT, Cap, Key, Limits, OnCut, Overrides, Policy
+from gateway.domain.policy import BPS_PER_PERCENT, Budget, Cap, Key, Limits, OnCut, Overrides, Policy
 from gateway.domain.rules import Routing
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
@@ -65,11 +66,17 @@ class Plan(NamedTuple):
     allow_raw_models: bool
     overrides: Overrides
     limits: Limits
-    caps: tuple[Cap, ...]
+    rules: tuple[Rule, ...]
+    budget: Budget
     keys: tuple[Key, ...]
     user_salt: Secret
     on_cut: OnCut
     retries: RetryLimits
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether some cap counts dollars."""
+        return any(rule.unit == "usd" for rule in self.rules)
 
     def raw_agent(self, ref: str) -> AgentPlan | None:
         """A stand-in agent for a model named outright, where the policy lets it pass and the upstream exists."""
@@ -126,7 +133,8 @@ def compile_plan(
         allow_raw_models=policy.models.allow_raw_models,
         overrides=policy.overrides,
         limits=policy.limits,
-        caps=tuple(_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps),
+        rules=rules_of((_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps), env),
+        budget=policy.budget,
         keys=tuple(policy.keys),
         user_salt=settings.server.user_salt,
         on_cut=policy.stream.on_cut,

@@ -8,21 +8,38 @@ pattern beats the shorter.
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from gateway.domain.money import Price
-from gateway.domain.settings import PriceEntry, split_ref
+from gateway.domain.money import TOKENS_PER_MTOK, Price, Tier
+from gateway.domain.settings import PriceEntry, RatesEntry, TierEntry, split_ref
 
 
 def price_of(entry: PriceEntry, source: str) -> Price:
     """A written price as integers. `source` says where it stands, unless the entry names its own source."""
     return Price(
-        input_nusd_per_mtok=int(entry.input_usd_per_mtok),
-        output_nusd_per_mtok=int(entry.output_usd_per_mtok),
-        cached_input_nusd_per_mtok=(
-            None if entry.cached_input_usd_per_mtok is None else int(entry.cached_input_usd_per_mtok)
-        ),
+        **_rates(entry),
+        image_nusd=int(entry.image_usd),
+        image_tokens=entry.image_tokens,
         request_nusd=int(entry.request_usd),
+        audio_nusd_per_mseconds=-(-int(entry.audio_usd_per_minute) * TOKENS_PER_MTOK // 60),
+        tiers=tuple(_tier(tier, entry) for tier in entry.tiers),
         source=f"{source}: {entry.source}" if entry.source else source,
     )
+
+
+def _tier(tier: TierEntry, entry: PriceEntry) -> Tier:
+    # Providers' tiers are of text; audio costs what it costs, unless the tier says otherwise.
+    return Tier(above_tokens=tier.above_tokens, **{**_audio(entry), **_rates(tier)})
+
+
+def _rates(entry: RatesEntry) -> dict[str, int]:
+    return {
+        name.replace("_usd_", "_nusd_"): int(value)
+        for name in RatesEntry.__struct_fields__
+        if (value := getattr(entry, name)) is not None
+    }
+
+
+def _audio(entry: PriceEntry) -> dict[str, int]:
+    return {name: value for name, value in _rates(entry).items() if name.startswith("audio_")}
 
 
 class PriceBook:
@@ -49,8 +66,10 @@ class PriceBook:
         if entry is not None:
             return price_of(entry, "config.toml")
         _, model = split_ref(ref)
-        # litellm keys Mistral's models with a prefix and OpenAI's without.
-        return self._litellm.get(f"{kind}/{model}") or (self._litellm.get(model) if kind == "openai" else None)
+        # litellm keys Mistral's models with a prefix and OpenAI's without, a fine-tuned one of OpenAI's by its base:
+        # `ft:gpt-4o-2024-08-06` for `ft:gpt-4o-2024-08-06:org:name:id`.
+        names = (f"{kind}/{model}", model, ":".join(model.split(":")[:2])) if kind == "openai" else (f"{kind}/{model}",)
+        return next((self._litellm[name] for name in names if name in self._litellm), None)
 
 
 def _best(entries: Mapping[str, PriceEntry], ref: str) -> PriceEntry | None:

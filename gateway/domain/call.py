@@ -8,23 +8,25 @@ from gateway.domain.errors import FaultKind
 from gateway.domain.money import Usage
 
 Variant = Literal["finetuned", "baseline"]
-# exact: from the provider's usage. bound: the sound upper bound, since usage is not known. none: nothing to pay.
-CostBasis = Literal["exact", "bound", "none"]
+# What a cost rests on. exact: the provider's usage. estimate: what came, counted upwards, as no usage did. bound: the
+# most it can have been. none: nothing to pay. manual: somebody wrote it down.
+Basis = Literal["exact", "estimate", "bound", "none", "manual"]
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One try at one model. `fault` is None where it answered; cost and tokens are what was booked, also as a bound."""
+    """One try at one model. `fault` is None where it answered; cost and tokens are what was booked, or is in doubt."""
 
     ref: str
     started_ms: int
     duration_ms: float = 0.0
     status: int = 0
     fault: FaultKind | None = None
+    is_in_doubt: bool = False
     cost_nusd: int = 0
     tokens: int = 0
 
 
-class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, omit_defaults=True):
     """What is kept of a call: enough for the bill, the comparison and the post-mortem; no prompt, no user in clear.
 
     Times are unix milliseconds, durations milliseconds. `model_asked`, `model_sent` and `model_answered` are three
@@ -50,12 +52,13 @@ class CallRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     model_answered: str = ""
     attempts: list[Attempt] = []
     is_fallback: bool = False
+    switched_by: str = ""
     status: int = 0
     error: str = ""
     finish_reason: str = ""
     usage: Usage | None = None
     cost_nusd: int = 0
-    cost_basis: CostBasis = "none"
+    cost_basis: Basis = "none"
     duration_ms: float = 0.0
     first_chunk_ms: float | None = None
     overhead_ms: float = 0.0

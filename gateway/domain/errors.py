@@ -47,6 +47,8 @@ CODES: Mapping[str, ErrorCode] = {
     "budget_exceeded": ErrorCode(429, "insufficient_quota", "A cap is used up; Retry-After names its reset."),
     "budget_reserved": ErrorCode(429, "rate_limit_error", "What is left of a cap is held by calls in flight."),
     "model_not_priced": ErrorCode(402, "invalid_request_error", "A cap in dollars applies and no price is known."),
+    "spending_stopped": ErrorCode(403, "invalid_request_error", "Somebody threw a kill switch: `gateway costs stop`."),
+    "budget_unavailable": ErrorCode(503, "server_error", "The ledger's store is out of order and the cap is closed."),
     # Our own state.
     "overloaded": ErrorCode(503, "server_error", "More concurrent calls or connections than the limit."),
     "draining": ErrorCode(503, "server_error", "The gateway is shutting down; try another one."),
@@ -120,6 +122,8 @@ class FaultKind(StrEnum):
     FILTERED = "filtered"  # The provider's content filter.
     REJECTED = "rejected"  # Any other 4xx: the request itself.
     DEADLINE = "deadline"  # The call's own time is over.
+    OVERRUN = "overrun"  # More than `max_tokens` allows, or money that was taken back: cut by us.
+    LEFT = "left"  # The caller has gone, and nobody waits for the answer any more.
 
 
 class UpstreamFault(GatewayError):

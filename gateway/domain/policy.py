@@ -5,7 +5,9 @@ State (the current rollout share, what has been spent) is not policy and never s
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta
@@ -13,11 +15,14 @@ from msgspec import Meta
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem, Usd, nearest
 from gateway.domain.secret import Secret
-from gateway.domain.settings import Count, PriceEntry, Seconds, Settings
+from gateway.domain.settings import Count, PriceEntry, Seconds, Settings, check_prices, split_ref
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Dimension = Literal["agent", "key", "user", "model", "operation"]
+_DIMENSIONS = frozenset(get_args(Dimension))
 OnCut = Literal["continue", "hold", "error"]
+# JSON readers lose whole numbers above this, and a month of a large fleet has more tokens than a Count.
+Ceiling = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 BPS_PER_PERCENT = 100
 
 
@@ -96,20 +101,44 @@ class TimeoutOverrides(msgspec.Struct, frozen=True, kw_only=True):
     total_s: Seconds | None = None
 
 
-class Cap(msgspec.Struct, frozen=True, kw_only=True):
-    """A hard ceiling: one of usd, requests or tokens, per window, for each value of `scope`; `only` narrows it."""
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """How calls fare where a cap is short, and what becomes of the money of a call whose caller has left.
 
-    scope: Literal["global", "agent", "key", "user", "model", "operation"] = "global"
+    `when_short`: lower the call's max_tokens to what can be paid, though not below `min_tokens`, or refuse it. What is
+    only held by calls in flight is waited for, `wait_ms` at most. `when_left`: read on for the usage, for `left_s` at
+    most, or close the connection and book the bound.
+    """
+
+    when_short: Literal["clamp", "refuse"] = "clamp"
+    min_tokens: Count = 256
+    wait_ms: Annotated[int, Meta(ge=0, le=60_000)] = 500
+    when_left: Literal["drain", "abort"] = "drain"
+    left_s: Seconds = 30.0
+
+
+class Cap(msgspec.Struct, frozen=True, kw_only=True):
+    """A hard ceiling: one of usd, requests or tokens, per window, for each value of `scope`; `only` narrows it.
+
+    `scope` is global, one of agent, key, user, model, operation, or a pair such as "agent+user". From `over_pct`
+    percent on, calls go to the model `use` instead. `on_store_failure`: closed, spend what is leased and then refuse;
+    open, go on and count.
+    """
+
+    scope: str = "global"
     per: Literal["hour", "day", "month", "total"]
+    timezone: str = "UTC"
     usd: Usd | None = None
-    requests: Count | None = None
-    tokens: Count | None = None
+    requests: Ceiling | None = None
+    tokens: Ceiling | None = None
     only: dict[Dimension, list[str]] = {}
     warn_at: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = (0.25, 0.50, 0.83)
+    over_pct: Annotated[float, Meta(gt=0, lt=100)] | None = None
+    use: str = ""
+    on_store_failure: Literal["closed", "open"] = "closed"
 
 
 class Alerting(msgspec.Struct, frozen=True, kw_only=True):
-    """Where budget and rollout events are told. Checked today; Slack follows with the caps issue."""
+    """Where budget and rollout events are told, beside the log: in Slack, by an incoming webhook."""
 
     enabled: bool = False
     slack_webhook: Secret = Secret("")
@@ -141,6 +170,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     retries: Retries = Retries()
     breakers: Breakers = Breakers()
     timeouts: dict[str, TimeoutOverrides] = {}
+    budget: Budget = Budget()
     caps: list[Cap] = []
     alerting: Alerting = Alerting()
     keys: list[Key] = []
@@ -165,19 +195,10 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
         )
     if policy.ab_testing.enabled and not policy.models.use_finetuned:
         wrong("ab_testing.enabled", "true", "there is nothing to test while models.use_finetuned is false")
-    first_with: dict[tuple[object, ...], int] = {}
-    for index, cap in enumerate(policy.caps):
-        units = [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
-        if len(units) != 1:
-            wrong(f"caps[{index}]", " and ".join(units), "wants exactly one of usd, requests, tokens")
-        # Two caps on the same thing would share one account, and each call would be counted twice in it.
-        same = (cap.scope, cap.per, tuple(units), _sorted(cap.only))
-        if first_with.setdefault(same, index) != index:
-            wrong(f"caps[{index}]", "", f"limits the same as caps[{first_with[same]}]; keep the lower one")
-        if list(cap.warn_at) != sorted(cap.warn_at):
-            wrong(f"caps[{index}].warn_at", "", "shares must rise")
-        for agent in cap.only.get("agent", []):
-            _check_agent(f"caps[{index}].only.agent", agent, settings.agents, problems)
+    _check_caps(policy.caps, settings, problems)
+    problems += check_prices("prices", policy.prices)
+    if policy.alerting.enabled and not _may_be_webhook(policy.alerting.slack_webhook):
+        wrong("alerting.slack_webhook", "***", "wants the https://... address of a Slack incoming webhook, or nothing")
     for name in policy.timeouts:
         if name not in settings.upstreams:
             known = ", ".join(sorted(settings.upstreams))
@@ -198,6 +219,66 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
         for agent in key.agents:
             _check_agent(f"keys[{index}].agents", agent, settings.agents, problems)
     return problems
+
+
+def scope_names(scope: str) -> tuple[str, ...]:
+    """The dimensions a scope is made of: none for `global`."""
+    return () if scope == "global" else tuple(scope.split("+"))
+
+
+def _check_caps(caps: list[Cap], settings: Settings, problems: list[Problem]) -> None:
+    def wrong(key: str, found: str, fix: str) -> None:
+        problems.append(Problem(key=key, found=found, fix=fix))
+
+    first_with: dict[tuple[object, ...], int] = {}
+    for index, cap in enumerate(caps):
+        key = f"caps[{index}]"
+        units = [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
+        if len(units) != 1:
+            wrong(key, " and ".join(units), "wants exactly one of usd, requests, tokens")
+        names = scope_names(cap.scope)
+        if len(names) > 2 or len(set(names)) != len(names) or not set(names) <= _DIMENSIONS:
+            known = ", ".join(("global", *sorted(_DIMENSIONS)))
+            wrong(f"{key}.scope", f'"{cap.scope}"', f"wants one of {known}, or two of them as agent+user")
+        if not _is_zone(cap.timezone):
+            wrong(f"{key}.timezone", f'"{cap.timezone}"', "wants a time zone by its IANA name, such as Europe/Paris")
+        if cap.usd == 0:
+            wrong(f"{key}.usd", '"0"', "would refuse every call; `gateway costs stop` does that, and can be undone")
+        # Two caps on the same thing would share one account, and each call would be counted twice in it.
+        zone = "" if cap.per == "total" else cap.timezone
+        same = (frozenset(names), cap.per, zone, tuple(units), _sorted(cap.only))
+        if first_with.setdefault(same, index) != index:
+            wrong(key, "", f"limits the same as caps[{first_with[same]}]; keep the lower one")
+        if list(cap.warn_at) != sorted(cap.warn_at):
+            wrong(f"{key}.warn_at", "", "shares must rise")
+        for name, values in cap.only.items():
+            if not values:
+                wrong(f"{key}.only.{name}", "[]", "nothing would count here; name at least one, or leave it out")
+        for agent in cap.only.get("agent", []):
+            _check_agent(f"{key}.only.agent", agent, settings.agents, problems)
+        if (cap.over_pct is None) != (not cap.use):
+            wrong(f"{key}.use", f'"{cap.use}"', "over_pct and use are given together: from which share on, which model")
+        upstream, model = split_ref(cap.use)
+        if cap.use and (upstream not in settings.upstreams or not model):
+            known = ", ".join(sorted(settings.upstreams))
+            wrong(f"{key}.use", f'"{cap.use}"', f"write upstream/model-id; known upstreams: {known}")
+
+
+def _may_be_webhook(webhook: Secret) -> bool:
+    """Whether it is empty or an address one can post to; http is for a relay nearby."""
+    try:
+        url = urlsplit(webhook.reveal())
+        return not webhook or (url.scheme in ("https", "http") and bool(url.hostname) and url.port != 0)
+    except ValueError:  # A bracket without its twin, or a port above 65535.
+        return False
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def _sorted(only: Mapping[Dimension, list[str]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -5,7 +5,7 @@ Every field is documented in docs/configuration.md, and a test holds the two tog
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -92,13 +92,32 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasoning_effort: str | None = None
 
 
-class PriceEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A price as a person writes it: dollars in quotes, per million tokens or per request."""
+class RatesEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What tokens cost as a person writes it: dollars in quotes, per million. Left out: as input, or as output."""
 
     input_usd_per_mtok: Usd
     output_usd_per_mtok: Usd
     cached_input_usd_per_mtok: Usd | None = None
+    cache_write_usd_per_mtok: Usd | None = None
+    reasoning_usd_per_mtok: Usd | None = None
+    audio_input_usd_per_mtok: Usd | None = None
+    audio_output_usd_per_mtok: Usd | None = None
+
+
+class TierEntry(RatesEntry, frozen=True, kw_only=True):
+    """What they cost, all of them, in a call whose prompt is longer than `above_tokens`."""
+
+    above_tokens: Count
+
+
+class PriceEntry(RatesEntry, frozen=True, kw_only=True):
+    """A price as a person writes it. `image_tokens` is the most that one image counts as."""
+
+    image_usd: Usd = Usd(0)
+    image_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     request_usd: Usd = Usd(0)
+    audio_usd_per_minute: Usd = Usd(0)
+    tiers: list[TierEntry] = []
     source: str = ""
 
 
@@ -122,16 +141,20 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):
-    """Where shared state will live. Checked today, first used by the ledger."""
+    """Where the processes of a machine share what was spent. `timeout_ms`: how long a call waits for its answer."""
 
     url: str = "sqlite:///state/gateway.db"
+    timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 250
 
 
 class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """This process's append-only record."""
+    """Each process's append-only record: a directory per process, in segments; the newest `keep_segments` are kept."""
 
     dir: str = "state/journal"
     sync: Literal["write", "fsync"] = "write"
+    segment_mb: Annotated[int, Meta(ge=1, le=4_096)] = 64
+    keep_segments: Annotated[int, Meta(ge=0, le=100_000)] = 16
+    max_behind_mb: Annotated[int, Meta(ge=1, le=4_096)] = 32
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +226,12 @@ def check_settings(settings: Settings) -> list[Problem]:
                 wrong(key, ref, f'no upstream "{target}"; known: {known}{hint}')
             elif not model:
                 wrong(key, ref, "the model id after the slash is missing")
+    problems += check_prices("prices", settings.prices)
+    for name, agent in settings.agents.items():
+        own = {"finetuned": agent.prices.finetuned, "baseline": agent.prices.baseline}
+        problems += check_prices(
+            f"agents.{name}.prices", {model: entry for model, entry in own.items() if entry is not None}
+        )
     for pattern in settings.context_tokens:
         # A pattern may leave the upstream open; a name that is written out must be one.
         target, _ = split_ref(pattern)
@@ -218,6 +247,18 @@ def check_settings(settings: Settings) -> list[Problem]:
         problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
     if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
         wrong("store.url", _without_secrets(settings.store.url), "use sqlite:///path or postgresql://...")
+    return problems
+
+
+def check_prices(key: str, prices: Mapping[str, PriceEntry]) -> list[Problem]:
+    """What is wrong with written prices: tiers that do not rise."""
+    problems = []
+    for name, entry in prices.items():
+        edges = [tier.above_tokens for tier in entry.tiers]
+        if edges != sorted(set(edges)):
+            found = ", ".join(map(str, edges))
+            fix = "above_tokens must rise from tier to tier"
+            problems.append(Problem(key=f"{join(key, name)}.tiers", found=found, fix=fix))
     return problems
 
 

@@ -12,6 +12,8 @@ from gateway.domain.wire import Answer, read_answer, read_usage
 DONE = b"[DONE]"
 DONE_FRAME = b"data: [DONE]\n\n"
 _BOM = b"\xef\xbb\xbf"
+# What stands around the text in `{"content":"..."}`.
+_DELTA_BYTES = 14
 # A provider's event is a few hundred bytes; one that never ends must not grow our memory.
 MAX_EVENT_BYTES = 8 * 2**20
 
@@ -85,7 +87,9 @@ class Tap:
     JSON through.
     """
 
-    __slots__ = ("_finished", "done", "error", "finish_reason", "malformed", "model", "usage")
+    __slots__ = (
+        "_finished", "content_bytes", "content_events", "done", "error", "finish_reason", "malformed", "model", "usage",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.model: str | None = None
@@ -94,6 +98,9 @@ class Tap:
         self.error: bytes | None = None
         self.done = False
         self.malformed = 0
+        # About how much of an answer went by: for telling a stream that does not keep to its limit.
+        self.content_events = 0
+        self.content_bytes = 0
         self._finished: set[int | None] = set()
 
     @property
@@ -115,5 +122,9 @@ class Tap:
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
                 self._finished.add(choice.index)
+            size = len(choice.delta) - _DELTA_BYTES
+            if size > 0:
+                self.content_events += 1
+                self.content_bytes += size
         self.usage = read_usage(answer.usage) or self.usage
         return answer

@@ -171,18 +171,27 @@ def _count_messages(fields: Fields) -> int:
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class _CompletionDetails(msgspec.Struct):
+    # Accepted and rejected prediction tokens are billed as any others, and are in completion_tokens.
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+_NO_PROMPT_DETAILS, _NO_COMPLETION_DETAILS = _PromptDetails(), _CompletionDetails()
 
 
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
     num_cached_tokens: int | None = None
+    prompt_audio_seconds: int | None = None
 
 
 class Choice(msgspec.Struct):
@@ -190,6 +199,7 @@ class Choice(msgspec.Struct):
 
     index: int | None = None
     finish_reason: str | None = None
+    delta: Raw = Raw(b"{}")
 
 
 class Answer(msgspec.Struct):
@@ -265,11 +275,27 @@ def read_usage(found: bytes | Raw) -> Usage | None:
         return None
     if seen is None or seen.prompt_tokens is None:
         return None
-    details, output_details = seen.prompt_tokens_details, seen.completion_tokens_details
-    cached = details.cached_tokens if details is not None else seen.num_cached_tokens
+    into = seen.prompt_tokens_details or _NO_PROMPT_DETAILS
+    out = seen.completion_tokens_details or _NO_COMPLETION_DETAILS
+    prompt, completion = seen.prompt_tokens, seen.completion_tokens or 0
+    audio_input = into.audio_tokens or 0
+    # What is in the total alone is billed too. xAI and Gemini leave a model's thoughts out of completion_tokens, where
+    # OpenAI has them; Mistral leaves audio out of prompt_tokens, and says how many seconds it was.
+    apart = seen.total_tokens - prompt - completion if seen.total_tokens is not None else 0
+    # A total must not make sense of a count that makes none.
+    apart = 0 if min(prompt, completion) < 0 else apart
+    if apart > 0 and seen.prompt_audio_seconds:
+        prompt += apart
+        audio_input += apart
+    elif apart > 0:
+        completion += apart
     return Usage(
-        prompt_tokens=seen.prompt_tokens,
-        completion_tokens=seen.completion_tokens or 0,
-        cached_tokens=cached or 0,
-        reasoning_tokens=(output_details.reasoning_tokens or 0) if output_details is not None else 0,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=(into.cached_tokens if seen.prompt_tokens_details else seen.num_cached_tokens) or 0,
+        reasoning_tokens=out.reasoning_tokens or 0,
+        cache_write_tokens=into.cache_write_tokens or 0,
+        audio_input_tokens=audio_input,
+        audio_output_tokens=out.audio_tokens or 0,
+        audio_seconds=seen.prompt_audio_seconds or 0,
     )

@@ -4,8 +4,7 @@ Readiness never depends on an upstream or a store: in a pod it counts for the ag
 """
 
 import time
-from collections.abc import Awaitable, Callable
-from hmac import compare_digest
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,25 +13,26 @@ from prometheus_client.exposition import choose_encoder
 
 from gateway.decide.explain import explain
 from gateway.decide.identify import Caller
-from gateway.domain.errors import GatewayError, Refused
+from gateway.domain.errors import GatewayError
 from gateway.domain.wire import read_chat
+from gateway.edge.admin_costs import Costs
 from gateway.edge.admit import leave_to_read_body, read_body
 from gateway.edge.data_app import add_no_such_path
+from gateway.edge.guard import Handler, guarded
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-def admin_app(runtime: Runtime) -> web.Application:
-    """Probes and metrics for machines, `/admin` for people."""
+def admin_app(runtime: Runtime, ledger: Path) -> web.Application:
+    """Probes and metrics for machines, `/admin` for people. `ledger` is the file of the ledger."""
     app = web.Application(client_max_size=runtime.server.max_body_bytes)
     app[RUNTIME] = runtime
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics_of(runtime))
-    app.router.add_get("/admin/config", _guarded(_config))
-    app.router.add_post("/admin/explain", _guarded(_explain), expect_handler=leave_to_read_body)
+    app.router.add_get("/admin/config", guarded(_config))
+    app.router.add_post("/admin/explain", guarded(_explain), expect_handler=leave_to_read_body)
+    Costs(runtime, ledger).add_to(app)
     add_no_such_path(app)
     return app
 
@@ -79,23 +79,6 @@ async def _explain(request: web.Request) -> web.Response:
         return _json(explain(runtime.plan, request.headers, body, caller, now_s=time.time()))
     except GatewayError as error:
         return error_reply(error)
-
-
-def _guarded(serve: Handler) -> Handler:
-    """Where a token is configured it must be shown; off loopback, `/admin` stays shut without one."""
-
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        server = request.app[RUNTIME].server
-        token = server.admin_token.reveal()
-        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-        if not token and not server.admin.is_loopback:
-            return error_reply(Refused("invalid_api_key", "set server.admin_token to use /admin off loopback"))
-        is_right = compare_digest(shown.strip().encode("utf-8", "surrogateescape"), token.encode())
-        if token and not (scheme.lower() == "bearer" and is_right):
-            return error_reply(Refused("invalid_api_key", "the admin token is required: Authorization: Bearer <token>"))
-        return await serve(request)
-
-    return guarded
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -110,6 +110,7 @@ async def attempt(
     exchange: Exchange | None = None
     is_kept = is_sound = False
     silence = FaultKind.FIRST_TOKEN
+    tap = Tap()
     try:
         first_s = limits.first_token_s if stream else limits.first_byte_s
         exchange = await upstream.send(payload, headers, within_s=min(first_s, call.left_s))
@@ -129,7 +130,7 @@ async def attempt(
             if hold:
                 silence = FaultKind.STALL
                 within_s = min(limits.attempt_s - (time.perf_counter() - since_s), call.left_s)
-                await _until_end(answer, clock, choices=call.n, within_s=within_s)
+                await _until_end(answer, tap, clock, choices=call.purse.n, within_s=within_s)
             is_kept = True
             return answer
     except UpstreamFault as fault:
@@ -138,6 +139,8 @@ async def attempt(
             fault.kind = FaultKind.RESET
         elif fault.kind is FaultKind.FIRST_BYTE and call.left_s <= 0:
             fault.kind = FaultKind.DEADLINE
+        if tap.content_events:
+            call.failed(fault, tap)
         raise
     except TimeoutError:
         kind = FaultKind.DEADLINE if call.left_s <= 0 else silence
@@ -174,11 +177,10 @@ async def _until_content(answer: Begun) -> None:
             raise UpstreamFault(FaultKind.INVALID, "upstream_invalid", "the provider's stream held nothing")
 
 
-async def _until_end(answer: Begun, clock: asyncio.Timeout, *, choices: int, within_s: float) -> None:
+async def _until_end(answer: Begun, tap: Tap, clock: asyncio.Timeout, *, choices: int, within_s: float) -> None:
     """Read the whole stream, as far as it is not here yet, and see that it is whole; a stall ends it as anywhere."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + within_s
-    tap = Tap()
     is_at_end = False
     events, answer.events = answer.events, []
     size = 0

@@ -5,9 +5,11 @@ decide, and whatever waits, waits under a deadline. The invariants: every call t
 exactly once, and before the last byte of its answer leaves.
 """
 
+import asyncio
 import logging
 import time
 import uuid
+from functools import partial
 
 from aiohttp import web
 
@@ -18,6 +20,7 @@ from gateway.domain.wire import read_chat
 from gateway.edge.admit import admit
 from gateway.edge.attempt import Begun, Whole
 from gateway.edge.failover import Failover
+from gateway.edge.listener import tell_when_lost
 from gateway.edge.open_call import OpenCall
 from gateway.edge.relay import Relay
 from gateway.edge.replies import JSON, SERVER_NAME, error_reply
@@ -32,6 +35,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     call = OpenCall(runtime, f"req-{uuid.uuid4().hex}")
     runtime.observer.in_flight += 1
     response: web.StreamResponse | None = None
+    tell_when_lost(request, partial(_left, call, asyncio.current_task()))
     try:
         # Before the body is read: a stranger's must not cost us memory.
         caller = find_caller(call.plan, request.headers, is_loopback=is_loopback(request))
@@ -39,12 +43,12 @@ async def chat(request: web.Request) -> web.StreamResponse:
         who = identify(call.plan, request.headers, body, caller, now_s=time.time())
         call.identified(who, caller, body)
         assignment = call.plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
-        filled = fill(body, who.agent.defaults, call.plan.limits)
+        filled = fill(body, who.agent.defaults, call.plan.limits, is_capped=call.plan.is_capped)
         call.assigned(who, assignment, filled, body)
-        failover = Failover(call, assignment, filled, body, request.headers)
+        failover = Failover(call, call.within_budget(assignment), filled, body, request.headers)
         answer = await failover.answer()
         if isinstance(answer, Whole):
-            return _reply(call, answer)
+            return await _reply(call, answer)
         response = web.StreamResponse(headers=_stream_headers(call, answer))
         relay = Relay(call, failover, answer, response, request.transport, wants_usage=body.include_usage)
         await relay.run(request)
@@ -66,14 +70,30 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return _refuse(call, Refused("internal_error", f"internal error; the log has it under {call.record.id}"))
     finally:
         runtime.observer.in_flight -= 1
+        tell_when_lost(request, None)
         call.hold_bytes(0)
         _close_books(call)
 
 
-def _reply(call: OpenCall, answer: Whole) -> web.Response:
+def _left(call: OpenCall, journey: "asyncio.Task[object] | None") -> None:
+    """The caller has gone. An answer under way is read for its usage, within limits; all else ends now."""
+    patience_s = call.left()
+    if journey is None:
+        return
+    if patience_s is None:
+        journey.cancel()
+    else:
+        # A drain does not see it: its connection is gone.
+        call.runtime.lingering.add(journey)
+        journey.add_done_callback(call.runtime.lingering.discard)
+        call.ending = asyncio.get_running_loop().call_later(patience_s, journey.cancel)
+
+
+async def _reply(call: OpenCall, answer: Whole) -> web.Response:
     """A plain answer, settled and recorded before its first byte leaves."""
-    call.answered(answer.model, answer.finish_reason, answer.usage)
+    call.answered(answer.model, answer.finish_reason, answer.usage, content_bytes=len(answer.body))
     call.finish()
+    await call.runtime.journal.flushed()
     headers = {"Server": SERVER_NAME, **answer.headers, **call.headers(), **call.closing_headers()}
     return web.Response(body=answer.body, content_type=JSON, headers=headers)
 
@@ -98,7 +118,7 @@ def _close_books(call: OpenCall) -> None:
     """Whatever ended the journey without closing its books closes them here: the caller left, or the drain is over."""
     if call.is_finished:
         return
-    is_ours = call.runtime.is_draining
+    is_ours = call.runtime.is_draining and not call.record.client_left
     call.record.client_left = not is_ours
     try:
         call.finish(Refused("draining", "cut off by the gateway's shutdown") if is_ours else None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from gateway.decide.breaker import Admission, Breaker, State
 from gateway.decide.fallback import REMEDIES, Action, next_step
-from gateway.decide.fill import Filled
+from gateway.decide.fill import Filled, limited
 from gateway.decide.plan import Assignment
 from gateway.decide.targets import Target
 from gateway.domain.dialects import DIALECTS
@@ -115,10 +115,14 @@ class Failover:
         is_settled = False
         try:
             call.start_clock(target.timeouts.total_s)
+            await call.reserve(target)
             payload, call.dropped = request_body(
-                target, self._filled, self._body, stream_usage=upstream.stream_usage, begun_text=begun_text
+                target,
+                limited(self._filled, call.purse.max_tokens),
+                self._body,
+                stream_usage=upstream.stream_usage,
+                begun_text=begun_text,
             )
-            call.reserve(target)
             if self._tries == 1:
                 self._standing.budget(target.upstream).called(time.monotonic())
             found = await attempt(
@@ -143,6 +147,9 @@ class Failover:
 
     async def _go_on(self, fault: UpstreamFault) -> bool:
         """Wait, or move to the next model, as the table says; False where the call ends with this fault."""
+        if self._call.record.client_left:
+            # An answer that has begun is read to its end for its usage; another is not begun for nobody.
+            return False
         call, target = self._call, self._chain[self._index]
         budget = self._standing.budget(target.upstream)
         breaker = self._standing.breaker(target.upstream, target.ref)

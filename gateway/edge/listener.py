@@ -36,11 +36,13 @@ def require_c_parser() -> None:
 class Connection(web.RequestHandler):
     """aiohttp's server protocol with our error replies and a deadline for the head of each request."""
 
-    __slots__ = ("_body", "_unread_bytes", "_unread_since_s", "head_since_s", "listener")
+    __slots__ = ("_body", "_unread_bytes", "_unread_since_s", "head_since_s", "listener", "on_lost")
 
     def __init__(self, listener: "Listener", manager: web.Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self.listener = listener
+        # Whoever serves a request here and wants to know that the caller has gone.
+        self.on_lost: Callable[[], None] | None = None
         # Loop time at which the first byte of an unfinished head came; None between requests.
         self.head_since_s: float | None = None
         # The body of the request that was parsed last.
@@ -55,6 +57,9 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.listener.closed(self)
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None:
+            on_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -119,6 +124,13 @@ class Connection(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
+def tell_when_lost(request: web.BaseRequest, on_lost: Callable[[], None] | None) -> None:
+    """Have `on_lost` called, once, if the caller of this request goes away; None: not any more."""
+    connection = request.protocol
+    if isinstance(connection, Connection):
+        connection.on_lost = on_lost
+
+
 class Listener:
     """One address, one application, and the connections open on it."""
 
@@ -128,8 +140,8 @@ class Listener:
         self._count = count
         self._runner = web.AppRunner(
             app,
-            # The client leaving cancels the journey, which ends the upstream's work too.
-            handler_cancellation=True,
+            # What becomes of a journey whose caller has left is the journey's affair: `tell_when_lost`.
+            handler_cancellation=False,
             access_log=None,
             # What a handler of ours leaves unread is not worth waiting for.
             lingering_time=1.0,

@@ -7,7 +7,7 @@ caller writes becomes `other`, so strangers cannot grow the memory.
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -65,6 +65,20 @@ CONNECTIONS = Declared("gateway_connections", Kind.GAUGE, "Open connections of c
 RELOADS = Declared("gateway_config_reloads", Kind.COUNTER, "Reloads of the configuration.", ("result",))
 RELOAD_OK = Declared("gateway_config_is_current", Kind.GAUGE, "1 while the files on disk are the ones in force.")
 SHARE = Declared("gateway_rollout_share", Kind.GAUGE, "Share of users with the fine-tuned model, 0 to 1.", ("agent",))
+CAP_LIMIT = Declared("gateway_cap_limit", Kind.GAUGE, "A cap, in its unit; dollars for usd.", ("cap", "unit"))
+CAP_POSTED = Declared("gateway_cap_posted", Kind.GAUGE, "Spent in the window, doubt included.", ("cap", "unit"))
+CAP_HELD = Declared("gateway_cap_held", Kind.GAUGE, "Held by calls in flight in this process.", ("cap", "unit"))
+CAP_IN_DOUBT = Declared("gateway_cap_in_doubt", Kind.GAUGE, "Possibly spent; a part of posted.", ("cap", "unit"))
+CROSSED = Declared("gateway_cap_warnings", Kind.COUNTER, "Shares of a cap reached, each once a window.", ("share",))
+OVERSHOOT = Declared("gateway_cap_overshoot_nusd", Kind.COUNTER, "nUSD that providers billed above a cap.")
+DISBELIEVED = Declared("gateway_usage_disbelieved", Kind.COUNTER, "Usages negative or absurd: the hold was booked.")
+STOPS = Declared("gateway_spending_stops", Kind.GAUGE, "Kill switches that are thrown.")
+BEHIND = Declared("gateway_journal_behind_bytes", Kind.GAUGE, "Written to the journal, not yet in the ledger.")
+STORE_OK = Declared("gateway_store_is_up", Kind.GAUGE, "1 while the ledger's store answers.")
+STORE_ERRORS = Declared("gateway_store_errors", Kind.COUNTER, "Transactions that the ledger's store refused.")
+UNLEASED = Declared("gateway_unleased_nusd", Kind.COUNTER, "nUSD admitted without the store, by caps that stay open.")
+ALERTS = Declared("gateway_alerts", Kind.COUNTER, "Events told to Slack, by what became of them.", ("result",))
+HOLDERS = Declared("gateway_processes", Kind.GAUGE, "Gateways that share the ledger, this one included.")
 DRAINING = Declared("gateway_draining", Kind.GAUGE, "1 while the gateway shuts down.")
 BUILD = Declared(
     "gateway_build_info", Kind.GAUGE, "Always 1; the labels tell version and environment.", ("version", "environment")
@@ -73,8 +87,14 @@ BUILD = Declared(
 METRICS: tuple[Declared, ...] = (
     REQUESTS, ERRORS, FALLBACKS, COST, TOKENS, LATENCY, FIRST_CHUNK, FAULTS, RETRIES, RESUMED, BREAKER,
     RETRY_BUDGET, OVERHEAD, IN_FLIGHT, REFUSALS, CONNECTIONS,
+    CAP_LIMIT, CAP_POSTED, CAP_HELD, CAP_IN_DOUBT, CROSSED, OVERSHOOT, DISBELIEVED, STOPS,
+    BEHIND, STORE_OK, STORE_ERRORS, UNLEASED, HOLDERS, ALERTS,
     RELOADS, RELOAD_OK, SHARE, DRAINING, BUILD,
 )  # fmt: skip
+
+
+# A metric and its values by labels.
+Figures = tuple[Declared, list[tuple[tuple[str, ...], float]]]
 
 
 class Distribution:
@@ -140,6 +160,10 @@ class Observer(Collector):
         self._faults: dict[tuple[str, str], int] = {}
         self._reloads = {"ok": 0, "failed": 0}
         self._overhead_ms = Distribution(OVERHEAD_EDGES_MS)
+        self._crossed: dict[str, int] = {}
+        self.usage_disbelieved = 0
+        self.overshoot_nusd = 0
+        self._money: Callable[[], Iterable[Figures]] = tuple
         self.in_flight = 0
         self.connections = 0
         self.is_current = True
@@ -191,6 +215,15 @@ class Observer(Collector):
         """Count a stream that was taken up where another had broken off, by who took it up."""
         self._resumed[upstream] = self._resumed.get(upstream, 0) + 1
 
+    def crossed(self, share: float) -> None:
+        """Count a cap that came to a share of its limit."""
+        label = f"{share:g}"
+        self._crossed[label] = self._crossed.get(label, 0) + 1
+
+    def take_money(self, figures: Callable[[], Iterable[Figures]]) -> None:
+        """Where the figures of the caps and their store are to be asked for, each time somebody looks."""
+        self._money = figures
+
     def reloaded(self, *, ok: bool) -> None:
         """Count a reload, and whether the files on disk are in force now."""
         self._reloads["ok" if ok else "failed"] += 1
@@ -237,7 +270,11 @@ class Observer(Collector):
         now_s = time.monotonic()
         breakers = [(upstream, ref, breaker.state) for upstream, ref, breaker in self._standing.breakers()]
         share = 1 / 10_000 if self._plan.use_finetuned else 0.0
-        figures: list[tuple[Declared, list[tuple[tuple[str, ...], float]]]] = [
+        figures: list[Figures] = [
+            *self._money(),
+            (CROSSED, [((share,), count) for share, count in self._crossed.items()]),
+            (OVERSHOOT, [((), self.overshoot_nusd)]),
+            (DISBELIEVED, [((), self.usage_disbelieved)]),
             (FAULTS, [(labels, count) for labels, count in self._faults.items()]),
             (RETRIES, [((upstream,), count) for upstream, count in self._retries.items()]),
             (RESUMED, [((upstream,), count) for upstream, count in self._resumed.items()]),

@@ -4,21 +4,25 @@ Plain functions, so neither cancellation nor another call can come between a che
 invariant: `finish` settles and records once, however often and from wherever it is called.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
-from gateway.decide.budget import Amounts, Hold, bound_tokens
 from gateway.decide.fallback import REMEDIES
 from gateway.decide.fill import Filled
 from gateway.decide.identify import Caller, Identity
 from gateway.decide.plan import Assignment
 from gateway.decide.targets import Target
-from gateway.domain.call import Attempt, CallRecord, CostBasis
-from gateway.domain.errors import GatewayError, Refused, UpstreamFault
-from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.call import Attempt, CallRecord
+from gateway.domain.errors import FaultKind, GatewayError, Refused, UpstreamFault
+from gateway.domain.ledger import Dimensions
+from gateway.domain.money import Usage, format_usd
 from gateway.domain.policy import OnCut
+from gateway.domain.sse import Tap
 from gateway.domain.wire import ChatBody
+from gateway.edge.purse import Ended, Purse
 from gateway.edge.replies import header_text
 from gateway.edge.runtime import Runtime
 
@@ -45,18 +49,15 @@ class OpenCall:
         self.dropped: list[str] = []
         self.lowered: tuple[str, ...] = ()
         self._why = ""
-        self._max_tokens = 0
-        self._requests = 0
+        self.purse = Purse(runtime, self.plan, request_id)
         self._wanted_ref = ""
-        # What the policy and the body say of streams: how one that breaks off goes on, and how many choices there are.
+        # How a stream that breaks off goes on.
         self.on_cut: OnCut = "error"
-        self.n = 1
         self._buffered_bytes = 0
-        self._bound_usage = Usage()
-        self._dimensions: dict[str, str] = {}
-        self._hold: Hold | None = None
         self._target: Target | None = None
         self._attempt: Attempt | None = None
+        # Ends the journey where its caller has left and the answer takes too long.
+        self.ending: asyncio.TimerHandle | None = None
         self._is_finished = False
 
     # --- What becomes known of it ------------------------------------------------------------------------------------
@@ -81,20 +82,9 @@ class OpenCall:
         record.variant_from = who.variant_from or assignment.variant_from
         record.share_bps = who.agent.share_bps if self.plan.is_experiment else None
         self._wanted_ref = assignment.chain[0].ref
-        self.on_cut, self.n = who.agent.on_cut, body.n
+        self.on_cut = who.agent.on_cut
         self.lowered = filled.lowered
-        self._max_tokens = filled.max_tokens
-        size = sum(len(bytes(value)) for value in filled.fields.values())
-        prompt, completion = bound_tokens(
-            request_bytes=size, messages=body.message_count, max_tokens=filled.max_tokens, n=body.n
-        )
-        self._bound_usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
-        self._dimensions = {
-            "agent": record.agent,
-            "key": record.key,
-            "user": record.user,
-            "operation": record.operation,
-        }
+        self.purse.fill(filled.fields, filled.max_tokens, body.n)
 
     def hold_bytes(self, size: int) -> None:
         """Make the body's share of what the gateway holds of all bodies `size`; 0 gives it back."""
@@ -117,85 +107,119 @@ class OpenCall:
 
     # --- Step 4: reserve ---------------------------------------------------------------------------------------------
 
-    def reserve(self, target: Target) -> None:
-        """Hold the most an attempt at `target` can cost, in every account. Raises `Refused`."""
-        bound = self._bound_usage
-        nusd = cost_nusd(target.price, bound) if target.price is not None else 0
-        # A call is one request, however many tries it takes.
-        self._requests = 0 if self.record.attempts else 1
-        amounts = Amounts(nusd, self._requests, bound.prompt_tokens + bound.completion_tokens)
-        now_s = time.time()
-        dimensions = {**self._dimensions, "model": target.ref}
-        found = self.runtime.books.reserve(dimensions, amounts, is_priced=target.price is not None, now_s=now_s)
-        if not isinstance(found, Hold):
-            if found.needs_price:
-                message = f"no price is known for {target.ref}, and a cap applies: {found.cap}"
-                raise Refused("model_not_priced", message, headers={"x-should-retry": "false"})
-            if found.is_only_held:
-                message = f"what is left is held by calls in flight: {found.cap}"
-                raise Refused("budget_reserved", message, headers={"retry-after-ms": "500", "x-should-retry": "true"})
-            headers = {"x-should-retry": "false"}
-            if found.reset_s is not None:
-                headers["Retry-After"] = str(max(1, round(found.reset_s - now_s)))
-            raise Refused("budget_exceeded", f"the cap is used up: {found.cap}", headers=headers)
-        self._hold, self._target = found, target
+    def within_budget(self, assignment: Assignment) -> Assignment:
+        """The same arm, with a cheaper model in front where a cap's share from which to use it is reached."""
+        runtime, chain = self.runtime, assignment.chain
+        rule = runtime.books.cheaper(self._on(chain[0]), now_s=time.time())
+        cheaper = self.plan.targets.find(rule.use) if rule is not None else None
+        if rule is None or cheaper is None or cheaper.ref == chain[0].ref:
+            return assignment
+        self.record.switched_by = rule.label
+        self._wanted_ref = cheaper.ref
+        others = [target for target in chain if target.ref != cheaper.ref]
+        return assignment._replace(chain=(cheaper, *others) if len(chain) > 1 else (cheaper,))
+
+    async def reserve(self, target: Target) -> None:
+        """Begin an attempt: hold the most it can cost. Raises `Refused`; then nothing is held."""
+        before_s = self.purse.waited_s
+        try:
+            await self.purse.reserve(target, self._on(target), left_s=self.left_s)
+        finally:
+            self.waited_s += self.purse.waited_s - before_s
+        self._target = target
         self._attempt = Attempt(ref=target.ref, started_ms=round((time.perf_counter() - self.started_s) * 1000))
         self.record.attempts.append(self._attempt)
         self.record.model_sent = target.ref
 
+    def _on(self, target: Target) -> Dimensions:
+        record = self.record
+        variant = record.variant or ""
+        return Dimensions(record.agent, record.key, record.user, record.operation, target.ref, variant)
+
     # --- Step 7: settle ----------------------------------------------------------------------------------------------
 
-    def failed(self, fault: UpstreamFault) -> None:
-        """Close the attempt that failed: void where the provider cannot bill it, the whole bound where it may."""
-        if self._target is not None:
-            self.runtime.observer.fault(self._target.upstream, fault.kind)
-        self._settle(None, may_be_billed=REMEDIES[fault.kind].may_be_billed)
-        if self._attempt is not None:
-            self._attempt.fault, self._attempt.status = fault.kind, fault.status
-            self._attempt = None
+    def failed(self, fault: UpstreamFault, tap: Tap | None = None) -> None:
+        """Close the attempt that failed: void where the provider cannot bill it, in doubt where it may.
 
-    def answered(self, model: str, finish_reason: str, usage: Usage | None) -> None:
-        """Close the attempt that answered: exact cost where the usage can be believed, the bound otherwise."""
-        record = self.record
+        Whatever the fault, an answer that had begun may be billed; `tap` has seen it.
+        """
+        purse, attempt = self.purse, self._attempt
+        if self._target is None or attempt is None:
+            return
+        self.runtime.observer.fault(self._target.upstream, fault.kind)
+        usage = tap.usage if tap is not None else None
+        if usage is not None and usage.is_sane:
+            ended = purse.post(usage)
+        elif fault.kind is FaultKind.OVERRUN and tap is not None:
+            ended = purse.post_estimate(tap.content_bytes, tap.content_events, ran_over=True)
+        elif fault.kind is FaultKind.LEFT:
+            ended = purse.post_bound()
+        elif REMEDIES[fault.kind].may_be_billed or (tap is not None and tap.content_events):
+            ended = purse.doubt()
+        else:
+            ended = purse.void()
+        self._ended(ended)
+        # At once: what this attempt gives back another may hold, and then a crash must not find it held twice. What the
+        # disk does not take now goes with the next lines.
+        with suppress(Refused):
+            purse.write()
+        attempt.fault, attempt.status = fault.kind, fault.status
+        self._attempt = None
+
+    def answered(
+        self, model: str, finish_reason: str, usage: Usage | None, *, content_bytes: int, content_events: int = 0
+    ) -> None:
+        """Close the attempt that answered.
+
+        Exact where the usage can be believed; the whole hold where it cannot; an estimate upwards where there is none.
+        """
+        record, purse, attempt = self.record, self.purse, self._attempt
         record.status = 200
         record.model_answered, record.finish_reason = model[:256], finish_reason[:64]
         record.is_fallback = record.model_sent != self._wanted_ref
-        record.usage = usage if usage is not None and usage.is_sane else None
-        attempt = self._attempt
-        self._settle(record.usage, may_be_billed=True)
-        if attempt is not None:
-            attempt.status = 200
-            record.cost_nusd = attempt.cost_nusd
-
-    def _settle(self, usage: Usage | None, *, may_be_billed: bool) -> None:
-        hold, target, attempt = self._hold, self._target, self._attempt
-        if hold is None or target is None or attempt is None:
+        if attempt is None:
             return
-        self._hold = None
-        basis: CostBasis = "none"
-        amounts = Amounts(requests=self._requests)
-        if usage is not None or may_be_billed:
-            basis = "exact" if usage is not None else "bound"
-            used = usage if usage is not None else self._bound_usage
-            nusd = cost_nusd(target.price, used) if target.price is not None else 0
-            amounts = Amounts(nusd, self._requests, used.prompt_tokens + used.completion_tokens)
-        self.runtime.books.settle(hold, amounts)
-        attempt.cost_nusd, attempt.tokens = amounts.nusd, amounts.tokens
+        if usage is None:
+            self._ended(purse.post_estimate(content_bytes, content_events))
+        elif usage.is_sane:
+            record.usage = usage
+            self._ended(purse.post(usage))
+        else:
+            self.runtime.observer.usage_disbelieved += 1
+            self._ended(purse.post_bound())
+        attempt.status = 200
+        record.cost_nusd = attempt.cost_nusd
+
+    def _ended(self, ended: Ended | None) -> None:
+        attempt = self._attempt
+        if ended is None or attempt is None:
+            return
+        attempt.cost_nusd, attempt.tokens = ended.amounts.nusd, ended.amounts.tokens
+        attempt.is_in_doubt = ended.is_in_doubt
         attempt.duration_ms = round((time.perf_counter() - self.started_s) * 1000 - attempt.started_ms, 3)
-        self.record.cost_basis = basis
+        self.record.cost_basis = ended.basis
 
     # --- Step 8: record ----------------------------------------------------------------------------------------------
+
+    def left(self) -> float | None:
+        """The caller has gone. For how many seconds an answer under way is read on; None: it is not."""
+        self.record.client_left = True
+        budget = self.plan.budget
+        return budget.left_s if budget.when_left == "drain" and self.purse.is_open else None
 
     def finish(self, error: GatewayError | None = None) -> None:
         """Settle what is open, write the record, count. Once; raises `Refused` where the journal does not take it."""
         if self._is_finished:
             return
         self._is_finished = True
+        if self.ending is not None:
+            self.ending.cancel()
         record = self.record
         if error is not None:
             record.status, record.error = error.status, error.code
-        # Nothing closed the attempt: the caller left, or a bug ended the journey. It may be billed.
-        self._settle(None, may_be_billed=True)
+        # Where nothing closed the attempt: the caller left, and then the bound is booked; or a bug or our own shutdown
+        # ended the journey, and then nobody knows.
+        self._ended(self.purse.post_bound() if record.client_left else self.purse.doubt())
         elapsed_s = time.perf_counter() - self.started_s
         record.duration_ms = round(elapsed_s * 1000, 3)
         record.overhead_ms = round((elapsed_s - self.waited_s) * 1000, 3)
@@ -203,9 +227,8 @@ class OpenCall:
             self.runtime.observer.refused(record.error)
         else:
             self.runtime.observer.call_ended(record)
-        if record.agent:
-            self.runtime.journal.append(record)
         self._log()
+        self.purse.close(record if record.agent else None)
 
     def _log(self) -> None:
         record = self.record
@@ -246,8 +269,10 @@ class OpenCall:
                 found["x-gateway-fallback"] = header_text(self._wanted_ref)
         if self.lowered:
             found["x-gateway-fields-lowered"] = ", ".join(self.lowered)
-            if self.lowered[0] != "temperature":
-                found["x-gateway-max-tokens-clamped"] = str(self._max_tokens)
+        if self.purse.is_clamped or any(name.startswith("max_") for name in self.lowered):
+            found["x-gateway-max-tokens-clamped"] = str(self.purse.max_tokens)
+        if record.switched_by:
+            found["x-gateway-budget-switch"] = header_text(record.switched_by)
         if self.dropped:
             found["x-gateway-fields-dropped"] = header_text(", ".join(self.dropped))
         return found
@@ -261,8 +286,7 @@ class OpenCall:
             "x-gateway-cost-usd": format_usd(self.record.cost_nusd),
             "x-gateway-overhead-ms": f"{(elapsed_s - self.waited_s) * 1000:.3f}",
         }
-        dimensions = {**self._dimensions, "model": self.record.model_sent}
-        remaining = self.runtime.books.remaining_nusd(dimensions, now_s=time.time())
+        remaining = self.purse.remaining_nusd()
         if remaining is not None:
             found["x-gateway-budget-remaining-usd"] = format_usd(max(0, remaining))
         return found

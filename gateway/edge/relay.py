@@ -10,8 +10,10 @@ import asyncio
 import time
 from contextlib import suppress
 
+import msgspec
 from aiohttp import web
 
+from gateway.decide.bound import is_over
 from gateway.domain.errors import FaultKind, GatewayError, Refused, UpstreamFault
 from gateway.domain.splice import MAX_DELIVERED_BYTES, Mismatch, Splice, read_delivered, respliced
 from gateway.domain.sse import DONE, DONE_FRAME, Tap, frame
@@ -53,7 +55,7 @@ class Relay:
         self._splice: Splice | None = None
         self._stream_id = ""
         # What went out, for joining another stream to it; None where nobody could, or where it is too much.
-        may_join = call.on_cut == "continue" and call.n == 1 and failover.has_next
+        may_join = call.on_cut == "continue" and call.purse.n == 1 and failover.has_next
         self._sent: list[bytes] | None = [] if may_join else None
         self._sent_bytes = 0
         self._waits_for_client = False
@@ -66,14 +68,14 @@ class Relay:
         """Relay to the end, whichever provider it comes from. What cannot be mended becomes the stream's last event."""
         error: GatewayError | None = None
         try:
-            await self._response.prepare(request)
+            if not self._call.record.client_left:
+                await self._response.prepare(request)
             while True:
                 fault = await self._relay_one()
-                if fault is None or self._call.record.client_left or not await self._resume(fault):
+                if fault is None or not await self._resume(fault):
                     error = fault
                     break
-            if not self._call.record.client_left:
-                await self._end(error)
+            await self._end(error)
             if self._tap.done:
                 await self._read_out()
         finally:
@@ -90,9 +92,10 @@ class Relay:
         except TimeoutError:
             if self._waits_for_client:
                 self._call.record.client_left = True
-                return None
-            kind = FaultKind.DEADLINE if self._call.left_s <= 0 else FaultKind.STALL
-            fault = UpstreamFault(kind, "upstream_timeout", "the provider's stream stalled")
+                fault = UpstreamFault(FaultKind.LEFT, "upstream_cut", "the caller reads nothing")
+            else:
+                kind = FaultKind.DEADLINE if self._call.left_s <= 0 else FaultKind.STALL
+                fault = UpstreamFault(kind, "upstream_timeout", "the provider's stream stalled")
         except UpstreamFault as found:
             fault = found
         except Mismatch as mismatch:
@@ -109,7 +112,7 @@ class Relay:
         if self._is_complete:
             self._failover.ended(None)
             return None
-        self._call.failed(fault)
+        self._call.failed(fault, self._tap)
         self._failover.ended(fault)
         return fault
 
@@ -133,7 +136,7 @@ class Relay:
 
     @property
     def _is_complete(self) -> bool:
-        is_finished = self._tap.done or self._tap.finished >= self._call.n
+        is_finished = self._tap.done or self._tap.finished >= self._call.purse.n
         return is_finished and self._tap.finish_reason != "error"
 
     async def _pump(self) -> None:
@@ -163,9 +166,23 @@ class Relay:
                     out.append(kept)
         finally:
             # Also before a fault is raised: what came before it is good.
-            if out:
+            if out and not self._call.record.client_left:
                 self._remember(out)
                 await self._write(b"".join(map(frame, out)))
+        self._check_money()
+
+    def _check_money(self) -> None:
+        """Raise `UpstreamFault` where the provider goes on beyond what was held, or the money was taken back."""
+        purse, tap = self._call.purse, self._tap
+        if self._is_complete:
+            return
+        limit_tokens = purse.max_tokens * purse.n
+        if is_over(events=tap.content_events, content_bytes=tap.content_bytes, limit_tokens=limit_tokens):
+            message = "cut off: the provider went on beyond max_tokens"
+            raise UpstreamFault(FaultKind.OVERRUN, "budget_exceeded", message)
+        reason = purse.why_to_stop()
+        if reason:
+            raise UpstreamFault(FaultKind.OVERRUN, "spending_stopped", f"cut off: {reason}")
 
     def _kept(self, data: bytes) -> bytes | None:
         """What of an event goes out. Raises `UpstreamFault` where it tells of an error."""
@@ -229,7 +246,11 @@ class Relay:
         if self._transport is None or self._transport.get_write_buffer_size() + len(data) > EASY_BYTES:
             self._allow(self._call.runtime.server.idle_timeout_s)
         self._waits_for_client = True
-        await self._response.write(data)
+        try:
+            await self._response.write(data)
+        except ConnectionError:
+            if self._call.left() is None:
+                raise
         self._waits_for_client = False
         self._call.heard_s = time.perf_counter()
 
@@ -244,18 +265,40 @@ class Relay:
         """Record, and only then say how it ended."""
         call, tap = self._call, self._tap
         if error is None:
-            call.answered(tap.model or "", tap.finish_reason or "", tap.usage)
+            call.answered(
+                tap.model or "", tap.finish_reason or "", tap.usage,
+                content_bytes=tap.content_bytes, content_events=tap.content_events,
+            )  # fmt: skip
+        if call.record.client_left:
+            call.finish()
+            return
         try:
             call.finish(error)
+            await call.runtime.journal.flushed()
         except Refused as refused:
             error = refused
         last = frame(error.encode()) if error is not None else _closing_comment(call) + DONE_FRAME
+        if isinstance(error, UpstreamFault) and error.kind is FaultKind.OVERRUN:
+            last = _cut_short(call) + last
         try:
             async with asyncio.timeout(call.runtime.server.idle_timeout_s):
                 await self._response.write(last)
                 await self._response.write_eof()
         except TimeoutError:
             call.record.client_left = True
+
+
+def _cut_short(call: OpenCall) -> bytes:
+    """The chunk that says of every choice that it ends for its length, as the API has it."""
+    choices = [{"index": index, "delta": {}, "finish_reason": "length"} for index in range(call.purse.n)]
+    chunk = {
+        "id": call.record.id,
+        "object": "chat.completion.chunk",
+        "created": call.record.at_ms // 1000,
+        "model": call.record.model_sent,
+        "choices": choices,
+    }
+    return frame(msgspec.json.encode(chunk))
 
 
 def _closing_comment(call: OpenCall) -> bytes:

@@ -4,6 +4,7 @@ A reload swaps `plan`, `upstreams` and `effective`, between two requests and nev
 life of the process.
 """
 
+import asyncio
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from gateway.decide.budget import Books
 from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
 from gateway.domain.settings import Server
+from gateway.edge.bookkeeper import Bookkeeper
 from gateway.edge.observe import Observer
 from gateway.edge.upstream import Upstream
 from gateway.store.journal import Journal
@@ -29,6 +31,7 @@ class Runtime:
         server: Server,
         upstreams: Mapping[str, Upstream],
         books: Books,
+        bookkeeper: Bookkeeper,
         journal: Journal,
         observer: Observer,
         standing: Standing,
@@ -39,14 +42,26 @@ class Runtime:
         self.server = server
         self.upstreams = upstreams
         self.books = books
+        self.bookkeeper = bookkeeper
         self.journal = journal
         self.observer = observer
         self.standing = standing
         self.dice = dice
         self.effective = effective
         self.buffered_bytes = 0
+        # Journeys whose callers have left, and which read on for the usage.
+        self.lingering: set[asyncio.Task[object]] = set()
         self.is_draining = False
         self.reload_error = ""
+
+    async def end_lingering(self, within_s: float) -> None:
+        """Give the journeys whose callers have left so long, and then end them."""
+        if self.lingering:
+            await asyncio.wait(self.lingering, timeout=max(0.0, within_s))
+        for journey in list(self.lingering):
+            journey.cancel()
+        if self.lingering:
+            await asyncio.wait(self.lingering)
 
 
 RUNTIME: web.AppKey[Runtime] = web.AppKey("runtime", Runtime)

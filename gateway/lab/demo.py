@@ -24,7 +24,8 @@ from gateway.lab.callers import Answer, converse_all
 from gateway.lab.questions import Conversation, Question, deal
 from gateway.lab.tally import Row, exposures, percentile, summed, tally
 from gateway.lab.trial_gateway import Tables, TrialGateway, trial_gateway
-from gateway.store.journal import read_journal
+from gateway.store.journal import journal_files
+from gateway.store.journal_reader import read_calls
 
 QUICK_USERS = 10
 QUICK_QUESTIONS = 8
@@ -107,11 +108,11 @@ async def ask_all(gateway: TrialGateway, conversations: Sequence[Conversation], 
         since_s = time.perf_counter()
         answers = await converse_all(f"{gateway.data_url}/v1", conversations, at_once=AT_ONCE, told=told)
         took_s = time.perf_counter() - since_s
-    lines = await asyncio.to_thread(lambda: list(read_journal(gateway.journal)))
+    lines = await asyncio.to_thread(lambda: list(read_calls(gateway.journal)))
     records = [line for line in lines if isinstance(line, CallRecord)]
     async with aiohttp.ClientSession() as session, session.get(f"{gateway.admin_url}/metrics") as reply:
         metrics = await reply.text()
-    journal = await asyncio.to_thread(gateway.journal.read_bytes)
+    journal = await asyncio.to_thread(lambda: b"".join(path.read_bytes() for path in journal_files(gateway.journal)))
     log = await asyncio.to_thread(gateway.log.read_text)
     return Outcome(answers, records, len(lines) - len(records), journal, metrics, log, took_s)
 

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 
 import toml
 
-from gateway.store.journal import FILE_NAME
-
 START_S = 20.0
 STOP_S = 10.0
 SIMULATOR = "simulator"
@@ -50,6 +48,14 @@ class Tables(NamedTuple):
         """Whether somebody may get a fine-tuned model, and another one where that fails."""
         models = self.policy.get("models", {})
         return bool(models.get("use_finetuned", True) and models.get("fallback_enabled", True))
+
+
+class Served(NamedTuple):
+    """One gateway process, and where it listens."""
+
+    process: asyncio.subprocess.Process
+    data_url: str
+    admin_url: str
 
 
 class TrialGateway(NamedTuple):
@@ -113,17 +119,23 @@ async def trial_gateway(
         folder = Path(name)
         write_tables(for_trial(tables, folder, share_percent=share_percent, faults=faults or {}), folder)
         log = folder / "gateway.log"
-        with log.open("wb") as errors:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", "serve", "--env", tables.env,
-                "--config", str(folder / "config.toml"), "--policies", str(folder / "policies"),
-                cwd=_HOME, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
-            )  # fmt: skip
-        try:
-            data_url, admin_url = await _addresses(process, log)
-            yield TrialGateway(data_url, admin_url, folder / "journal" / FILE_NAME, log)
-        finally:
-            await _end(process)
+        async with served(folder, tables.env, log) as gateway:
+            yield TrialGateway(gateway.data_url, gateway.admin_url, folder / "journal", log)
+
+
+@asynccontextmanager
+async def served(folder: Path, env: str, log: Path) -> AsyncIterator[Served]:
+    """A gateway on the configuration in `folder`, until the block ends; several may share one. Raises `TrialFailed`."""
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", "serve", "--env", env,
+            "--config", str(folder / "config.toml"), "--policies", str(folder / "policies"),
+            cwd=_HOME, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+    try:
+        yield Served(process, *await _addresses(process, log))
+    finally:
+        await _end(process)
 
 
 async def _addresses(process: asyncio.subprocess.Process, log: Path) -> tuple[str, str]:

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.decide.bound import bound_of, completion_bound, most_nusd, weigh
 from gateway.decide.explain import Explanation, explain
 from gateway.decide.fill import fill
 from gateway.decide.identify import Caller, identify
 from gateway.decide.plan import Plan
+from gateway.decide.targets import Target
 from gateway.domain.dialects import DIALECTS, translate
 from gateway.domain.errors import Refused
-from gateway.domain.money import Usage, cost_nusd, format_usd
+from gateway.domain.money import format_usd
 from gateway.domain.wire import ChatBody
 from tests.planning import NOW_S, body_of, plan_of, shipped_plan
 
@@ -123,11 +125,13 @@ def test_it_decides_and_refuses_exactly_as_the_journey_does(
         who = identify(plan, headers, body, TRUSTED, now_s=NOW_S)
         assignment = plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
         filled = fill(body, who.agent.defaults, plan.limits)
-        bound = Usage(
-            prompt_tokens=sum(len(bytes(value)) for value in filled.fields.values())
-            + 64 * len(asked.get("messages", "1")),
-            completion_tokens=filled.max_tokens * body.n,
-        )
+        weight = weigh(filled.fields)
+
+        def at_most(target: Target) -> str | None:
+            prompt = bound_of(weight, target)
+            completion = completion_bound(prompt, filled.max_tokens, body.n)
+            return target.price and format_usd(most_nusd(target.price, prompt, completion))
+
         return {
             "agent": who.agent.name,
             "agent_from": who.agent_from,
@@ -139,7 +143,7 @@ def test_it_decides_and_refuses_exactly_as_the_journey_does(
             "max_tokens": filled.max_tokens,
             "fields_lowered": list(filled.lowered),
             "chain": [target.ref for target in assignment.chain],
-            "at_most": [target.price and format_usd(cost_nusd(target.price, bound)) for target in assignment.chain],
+            "at_most": [at_most(target) for target in assignment.chain],
             "dropped": [translate(DIALECTS[target.kind], filled.fields)[1] for target in assignment.chain],
         }
 

@@ -15,7 +15,7 @@ from gateway.domain.provider_error import read_error
 LIMITS = RetryLimits(base_s=0.25, max_wait_s=5.0)
 # How often each fault is tried again where it happened. What is not here is not.
 RETRIES = {FaultKind.CONNECT: 1, FaultKind.RESET: 1, FaultKind.SERVER: 1, FaultKind.RATE_LIMITED: 2}
-GIVES_UP = {FaultKind.REJECTED, FaultKind.FILTERED, FaultKind.DEADLINE}
+GIVES_UP = {FaultKind.REJECTED, FaultKind.FILTERED, FaultKind.DEADLINE, FaultKind.OVERRUN, FaultKind.LEFT}
 # Nothing was sent, or the provider refused before it began: it has nothing to put on a bill.
 CANNOT_BE_BILLED = {
     FaultKind.CONNECT, FaultKind.SERVER, FaultKind.RATE_LIMITED, FaultKind.QUOTA, FaultKind.NOT_FOUND, FaultKind.AUTH,
@@ -24,6 +24,7 @@ CANNOT_BE_BILLED = {
 # One caller's request, or one caller's pace, says nothing of the model.
 NOT_THE_MODELS = {
     FaultKind.RATE_LIMITED, FaultKind.CONTEXT_LENGTH, FaultKind.FILTERED, FaultKind.REJECTED, FaultKind.DEADLINE,
+    FaultKind.OVERRUN, FaultKind.LEFT,
 }  # fmt: skip
 
 KINDS = st.sampled_from(FaultKind)

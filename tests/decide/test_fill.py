@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.decide.fill import Filled, fill
+from gateway.decide.fill import Filled, fill, limited
 from gateway.domain.dialects import DIALECTS, translate
 from gateway.domain.errors import Refused
 from gateway.domain.policy import Limits
@@ -140,3 +140,44 @@ def test_whatever_is_asked_the_limit_in_force_is_the_one_that_is_sent(
     for name in found.lowered:
         assert asked[name] is not None
         assert values(found)[name] < asked[name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "sent"),
+    [
+        ({"max_tokens": 50}, 49, {"max_tokens": 49}),
+        ({"max_tokens": 50}, 50, {"max_tokens": 50}),
+        ({"max_tokens": 50}, 51, {"max_tokens": 50}),
+        ({}, 99, {"max_tokens": 99}),
+        ({"max_completion_tokens": 50}, 7, {"max_completion_tokens": 7}),
+        ({"max_tokens": 1, "max_completion_tokens": 50}, 7, {"max_completion_tokens": 7}),
+        ({"max_tokens": 50, "max_completion_tokens": None}, 7, {"max_tokens": 7}),
+    ],
+)
+def test_what_the_budget_can_pay_is_what_is_sent(asked: Any, limit: int, sent: Any) -> None:
+    whole = filled(asked, defaults={"max_tokens": 100})
+    before = values(whole)
+    found = limited(whole, limit)
+    assert values(found) == sent
+    assert found.max_tokens == next(iter(sent.values()))
+    # Another model of the chain may be cheaper, so the whole must still be there.
+    assert values(whole) == before
+    # What is lowered for the money is told in a header of its own.
+    assert found.lowered == whole.lowered
+
+
+@given(ASKED, LIMITS, st.integers(1, 300))
+def test_whatever_was_asked_the_limit_that_can_be_paid_is_the_one_the_provider_gets(
+    asked: dict[str, Any], max_tokens: int | None, payable: int
+) -> None:
+    whole = filled(asked, Limits(max_tokens=max_tokens))
+    found = limited(whole, payable)
+    assert found.max_tokens == min(whole.max_tokens, payable)
+    for kind, dialect in DIALECTS.items():
+        sent = {name: json.loads(bytes(value)) for name, value in translate(dialect, found.fields)[0].items()}
+        limits = [sent[name] for name in ("max_tokens", "max_completion_tokens") if name in sent]
+        assert limits == [found.max_tokens], kind
+    others = {"max_tokens", "max_completion_tokens"}
+    assert {name: value for name, value in found.fields.items() if name not in others} == {
+        name: value for name, value in whole.fields.items() if name not in others
+    }

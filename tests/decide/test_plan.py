@@ -257,5 +257,5 @@ def test_a_chain_names_each_model_once() -> None:
 
 def test_a_cap_on_named_users_knows_them_as_accounts_do() -> None:
     plan = plan_of('[[caps]]\nper = "day"\nrequests = 1\nonly = { user = ["u1"] }')
-    assert plan.caps[0].only["user"] == [plan.kept_user("u1")]
+    assert dict(plan.rules[0].only)["user"] == {plan.kept_user("u1")}
     assert plan.kept_user("u1") != "u1"

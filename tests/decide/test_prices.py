@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.decide.prices import PriceBook, price_of
-from gateway.domain.money import Price
+from gateway.domain.money import Price, Tier
 from gateway.domain.reading import Usd
-from gateway.domain.settings import PriceEntry
+from gateway.domain.settings import PriceEntry, TierEntry
 
 
 def entry(usd: int, source: str = "") -> PriceEntry:
@@ -84,3 +84,40 @@ def test_a_written_price_as_integers() -> None:
         source="policy: the page",
     )  # fmt: skip
     assert price_of(entry(1), "policy").cached_input_nusd_per_mtok is None
+
+
+def test_every_written_figure_reaches_the_price() -> None:
+    tiers = [
+        TierEntry(above_tokens=100, input_usd_per_mtok=Usd(10), output_usd_per_mtok=Usd(20)),
+        TierEntry(
+            above_tokens=200, input_usd_per_mtok=Usd(30), output_usd_per_mtok=Usd(40), cached_input_usd_per_mtok=Usd(3),
+            audio_input_usd_per_mtok=Usd(50),
+        ),
+    ]  # fmt: skip
+    written = PriceEntry(
+        input_usd_per_mtok=Usd(1), output_usd_per_mtok=Usd(2), cached_input_usd_per_mtok=Usd(0),
+        cache_write_usd_per_mtok=Usd(3), reasoning_usd_per_mtok=Usd(4), audio_input_usd_per_mtok=Usd(5),
+        audio_output_usd_per_mtok=Usd(6), image_usd=Usd(7), image_tokens=0, request_usd=Usd(8),
+        audio_usd_per_minute=Usd(4_000_000), tiers=tiers,
+    )  # fmt: skip
+    assert price_of(written, "policy") == Price(
+        input_nusd_per_mtok=1, output_nusd_per_mtok=2, cached_input_nusd_per_mtok=0, cache_write_nusd_per_mtok=3,
+        reasoning_nusd_per_mtok=4, audio_input_nusd_per_mtok=5, audio_output_nusd_per_mtok=6, image_nusd=7,
+        image_tokens=0, request_nusd=8, audio_nusd_per_mseconds=66_666_666_667, source="policy",
+        tiers=(
+            # What a tier leaves out is as its own text; audio is as below it.
+            Tier(above_tokens=100, input_nusd_per_mtok=10, output_nusd_per_mtok=20, audio_input_nusd_per_mtok=5,
+                 audio_output_nusd_per_mtok=6),
+            Tier(above_tokens=200, input_nusd_per_mtok=30, output_nusd_per_mtok=40, cached_input_nusd_per_mtok=3,
+                 audio_input_nusd_per_mtok=50, audio_output_nusd_per_mtok=6),
+        ),
+    )  # fmt: skip
+
+
+def test_a_finetuned_model_of_openai_is_priced_by_its_base() -> None:
+    book = PriceBook({}, {}, {"ft:gpt-4o": of_litellm(9), "ft:gpt": of_litellm(1)})
+    found = book.find("openai/ft:gpt-4o:acme:support:a1", "openai")
+    assert found is not None
+    assert found.input_nusd_per_mtok == 9
+    assert book.find("openai/ft:gpt-5:acme::a1", "openai") is None
+    assert book.find("mistral/ft:gpt-4o:acme::a1", "mistral") is None

@@ -19,7 +19,9 @@ ATTEMPTS = st.builds(
     duration_ms=MILLISECONDS,
     status=st.integers(0, 599),
     fault=st.none() | st.sampled_from(FaultKind),
+    is_in_doubt=st.booleans(),
     cost_nusd=st.integers(0, 2**53),
+    tokens=COUNTS,
 )
 RECORDS = st.builds(
     CallRecord,
@@ -31,12 +33,15 @@ RECORDS = st.builds(
     bucket=st.none() | st.integers(0, 9_999),
     share_bps=st.none() | st.integers(0, 10_000),
     user=TEXTS,
+    key=TEXTS,
+    operation=TEXTS,
+    switched_by=TEXTS,
     stream=st.booleans(),
     attempts=st.lists(ATTEMPTS, max_size=3),
     status=st.integers(0, 599),
     usage=st.none() | st.builds(Usage, prompt_tokens=COUNTS, completion_tokens=COUNTS),
     cost_nusd=st.integers(0, 2**53),
-    cost_basis=st.sampled_from(["exact", "bound", "none"]),
+    cost_basis=st.sampled_from(["exact", "estimate", "bound", "none", "manual"]),
     duration_ms=MILLISECONDS,
     first_chunk_ms=st.none() | MILLISECONDS,
     client_left=st.booleans(),
@@ -50,7 +55,7 @@ def test_a_record_comes_back_as_it_was(record: CallRecord) -> None:
 
 def test_what_is_at_its_default_takes_no_room() -> None:
     record = CallRecord(id="c1", at_ms=1, env="dev")
-    assert msgspec.json.encode(record) == b'{"id":"c1","at_ms":1,"env":"dev"}'
+    assert msgspec.json.encode(record) == b'{"event":"call","id":"c1","at_ms":1,"env":"dev"}'
 
 
 def test_a_bucket_of_zero_is_not_mistaken_for_none() -> None:
@@ -60,13 +65,15 @@ def test_a_bucket_of_zero_is_not_mistaken_for_none() -> None:
 
 
 def test_an_older_gateway_reads_a_newer_record() -> None:
-    found = msgspec.json.decode(b'{"id":"c1","at_ms":1,"env":"dev","of_tomorrow":{"x":1}}', type=CallRecord)
+    text = b'{"event":"call","id":"c1","at_ms":1,"env":"dev","of_tomorrow":{"x":1}}'
+    found = msgspec.json.decode(text, type=CallRecord)
     assert found.id == "c1"
 
 
 @pytest.mark.parametrize("kind", FaultKind)
 def test_every_kind_of_fault_comes_back_from_its_word(kind: FaultKind) -> None:
-    line = b'{"id":"c1","at_ms":1,"env":"dev","attempts":[{"ref":"a/b","started_ms":0,"fault":"%b"}]}' % kind.encode()
+    attempts = b'[{"ref":"a/b","started_ms":0,"fault":"%b"}]' % kind.encode()
+    line = b'{"event":"call","id":"c1","at_ms":1,"env":"dev","attempts":%b}' % attempts
     found = msgspec.json.decode(line, type=CallRecord)
     assert found.attempts[0].fault is kind
     assert msgspec.json.encode(found) == line

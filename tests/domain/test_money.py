@@ -2,6 +2,7 @@
 
 from decimal import ROUND_CEILING, Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,9 @@ from gateway.domain.money import (
     MAX_TOKENS,
     NUSD_PER_USD,
     Price,
+    Tier,
     Usage,
+    cost_at_most,
     cost_nusd,
     format_usd,
     nusd_from_usd,
@@ -140,6 +143,131 @@ def test_a_bound_on_the_tokens_bounds_the_cost(some: Usage, more: Usage, into: i
     assert cost_nusd(price, some) <= cost_nusd(price, both)
 
 
+RATE_FIELDS = {
+    "input_nusd_per_mtok": RATES,
+    "output_nusd_per_mtok": RATES,
+    "cached_input_nusd_per_mtok": st.none() | RATES,
+    "cache_write_nusd_per_mtok": st.none() | RATES,
+    "reasoning_nusd_per_mtok": st.none() | RATES,
+    "audio_input_nusd_per_mtok": st.none() | RATES,
+    "audio_output_nusd_per_mtok": st.none() | RATES,
+}
+
+
+@st.composite
+def prices(draw: st.DrawFn) -> Price:
+    edges = draw(st.lists(st.integers(1, 2_000), unique=True, max_size=3))
+    return draw(
+        st.builds(
+            Price,
+            **RATE_FIELDS,
+            image_nusd=st.integers(0, 10**9),
+            request_nusd=st.integers(0, 10**9),
+            audio_nusd_per_mseconds=RATES,
+            tiers=st.tuples(*(st.builds(Tier, above_tokens=st.just(edge), **RATE_FIELDS) for edge in sorted(edges))),
+        )
+    )
+
+
+@st.composite
+def usages_within(
+    draw: st.DrawFn, prompt_tokens: int, completion_tokens: int, audio_seconds: int = 0, *, has_audio: bool = True
+) -> Usage:
+    """Any usage that is sane, within these bounds."""
+    prompt, completion = draw(st.integers(0, prompt_tokens)), draw(st.integers(0, completion_tokens))
+    usage = Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=draw(st.integers(0, prompt)),
+        cache_write_tokens=draw(st.integers(0, prompt)),
+        reasoning_tokens=draw(st.integers(0, completion)),
+        audio_input_tokens=draw(st.integers(0, prompt)) if has_audio else 0,
+        audio_output_tokens=draw(st.integers(0, completion)) if has_audio else 0,
+        audio_seconds=draw(st.integers(0, audio_seconds)),
+    )
+    assert usage.is_sane
+    return usage
+
+
+@given(prices(), st.integers(0, 3_000), st.integers(0, 3_000), st.integers(0, 9), st.integers(0, 99), st.data())
+def test_the_most_it_can_cost_bounds_every_split(
+    price: Price, prompt: int, completion: int, images: int, seconds: int, data: st.DataObject
+) -> None:
+    for has_audio in (True, False):
+        usage = data.draw(usages_within(prompt, completion, seconds, has_audio=has_audio))
+        most = cost_at_most(price, prompt, completion, images=images, audio_seconds=seconds, has_audio=has_audio)
+        assert cost_nusd(price, usage, images=images) <= most
+
+
+@given(prices(), st.integers(0, 3_000), st.integers(0, 3_000))
+def test_without_tiers_the_bound_is_what_the_dearest_split_costs(price: Price, prompt: int, completion: int) -> None:
+    price = msgspec.structs.replace(price, tiers=())
+    parts = [
+        (into, of) for into in ("", "cached", "cache_write", "audio_input") for of in ("", "reasoning", "audio_output")
+    ]
+    costs = []
+    for into, of in parts:
+        split = {f"{into}_tokens": prompt} if into else {}
+        split |= {f"{of}_tokens": completion} if of else {}
+        costs.append(cost_nusd(price, Usage(prompt_tokens=prompt, completion_tokens=completion, **split)))
+    assert cost_at_most(price, prompt, completion) == max(costs)
+
+
+@given(prices(), usages_within(3_000, 3_000, 99))
+def test_parts_without_a_price_of_their_own_cost_what_text_costs(price: Price, usage: Usage) -> None:
+    plain = Price(
+        input_nusd_per_mtok=price.input_nusd_per_mtok, output_nusd_per_mtok=price.output_nusd_per_mtok,
+        request_nusd=price.request_nusd,
+    )  # fmt: skip
+    text = Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    assert cost_nusd(plain, usage) == cost_nusd(plain, text)
+
+
+FULL = Price(
+    input_nusd_per_mtok=10_000_000,
+    output_nusd_per_mtok=20_000_000,
+    cached_input_nusd_per_mtok=1_000_000,
+    cache_write_nusd_per_mtok=12_000_000,
+    reasoning_nusd_per_mtok=30_000_000,
+    audio_input_nusd_per_mtok=100_000_000,
+    audio_output_nusd_per_mtok=200_000_000,
+    image_nusd=5,
+    request_nusd=7,
+    audio_nusd_per_mseconds=40_000_000,
+    tiers=(
+        Tier(above_tokens=100, input_nusd_per_mtok=1_000_000, output_nusd_per_mtok=2_000_000),
+        Tier(above_tokens=200, input_nusd_per_mtok=3_000_000, output_nusd_per_mtok=4_000_000),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("usage", "images", "nusd"),
+    [
+        (Usage(), 0, 7),
+        (Usage(), 2, 17),
+        (Usage(prompt_tokens=10, completion_tokens=1), 0, 7 + 100 + 20),
+        (Usage(prompt_tokens=10, cached_tokens=4), 0, 7 + 60 + 4),
+        (Usage(prompt_tokens=10, cached_tokens=4, cache_write_tokens=5), 0, 7 + 10 + 4 + 60),
+        (Usage(prompt_tokens=10, audio_input_tokens=3), 0, 7 + 70 + 300),
+        # Cached audio is counted once, as the dearer of the two.
+        (Usage(prompt_tokens=10, audio_input_tokens=8, cached_tokens=8), 0, 7 + 800 + 2),
+        (Usage(completion_tokens=10, reasoning_tokens=4), 0, 7 + 120 + 120),
+        (Usage(completion_tokens=10, audio_output_tokens=8, reasoning_tokens=8), 0, 7 + 1_600 + 60),
+        (Usage(audio_seconds=3), 0, 7 + 120),
+        # At an edge the lower tier still holds; above it the whole call is at the next.
+        (Usage(prompt_tokens=100), 0, 7 + 1_000),
+        (Usage(prompt_tokens=101, completion_tokens=1), 0, 7 + 101 + 2),
+        (Usage(prompt_tokens=200), 0, 7 + 200),
+        (Usage(prompt_tokens=201, completion_tokens=1), 0, 7 + 603 + 4),
+        # A tier without rates of its own for a part charges it as text.
+        (Usage(prompt_tokens=201, cached_tokens=201, completion_tokens=5, reasoning_tokens=5), 0, 7 + 603 + 20),
+    ],
+)
+def test_each_part_at_its_own_rate(usage: Usage, images: int, nusd: int) -> None:
+    assert cost_nusd(FULL, usage, images=images) == nusd
+
+
 @pytest.mark.parametrize(
     ("usage", "is_sane"),
     [
@@ -153,6 +281,13 @@ def test_a_bound_on_the_tokens_bounds_the_cost(some: Usage, more: Usage, into: i
         (Usage(prompt_tokens=10, cached_tokens=11), False),
         (Usage(prompt_tokens=10, cached_tokens=-1), False),
         (Usage(completion_tokens=5, reasoning_tokens=6), False),
+        (Usage(prompt_tokens=5, audio_input_tokens=6), False),
+        (Usage(prompt_tokens=5, cache_write_tokens=6), False),
+        (Usage(prompt_tokens=5, cache_write_tokens=-1), False),
+        (Usage(completion_tokens=5, audio_output_tokens=6), False),
+        (Usage(completion_tokens=5, audio_output_tokens=-1), False),
+        (Usage(audio_seconds=-1), False),
+        (Usage(prompt_tokens=5, cached_tokens=5, audio_input_tokens=5, cache_write_tokens=5), True),
     ],
 )
 def test_only_counts_that_can_be_true_are_believed(usage: Usage, is_sane: bool) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.decide.caps import rules_of
 from gateway.domain.policy import Policy, check_policy
 from gateway.domain.reading import Problem, read_struct
 from gateway.domain.settings import Agent, Settings, Upstream
@@ -41,7 +42,9 @@ def test_production_is_what_the_mission_says() -> None:
     assert [(cap.scope, cap.per, cap.usd, cap.warn_at) for cap in policy.caps] == [
         ("global", "hour", 20 * 10**9, (0.25, 0.5, 0.83)),
         ("global", "day", 200 * 10**9, (0.25, 0.5, 0.83)),
+        ("global", "total", 30 * 10**9, (0.25, 0.5, 0.83)),
     ]
+    assert policy.caps[2].only == {"operation": ["benchmark", "finetune"]}
     assert policy.alerting.enabled
 
 
@@ -58,6 +61,23 @@ def test_an_empty_policy_is_a_good_one() -> None:
         ('[[caps]]\nper = "hour"\nusd = "1"\ntokens = 5', "caps[0]", "usd and tokens wants exactly one"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [0.5, 0.25]', "caps[0].warn_at", "shares must rise"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agent = ["qa_agnet"]', "caps[0].only.agent", 'mean "qa_agent"?'),
+        ('[[caps]]\nper = "hour"\nusd = "0.0"', "caps[0].usd", "gateway costs stop"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "team"', "caps[0].scope", "one of global, agent, key, model"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = ""', "caps[0].scope", "wants one of"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "variant"', "caps[0].scope", "wants one of"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "global+user"', "caps[0].scope", "two of them as agent+user"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "user+user"', "caps[0].scope", "two of them"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "agent+user+key"', "caps[0].scope", "two of them"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "agent + user"', "caps[0].scope", "two of them"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\ntimezone = "Europe/Pariss"', "caps[0].timezone", "by its IANA name"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\ntimezone = ""', "caps[0].timezone", "by its IANA name"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\ntimezone = "../etc/passwd"', "caps[0].timezone", "by its IANA name"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nonly.user = []', "caps[0].only.user", "nothing would count here"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nover_pct = 80', "caps[0].use", "given together"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nuse = "simulator/b"', "caps[0].use", "given together"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nover_pct = 80\nuse = "b"', "caps[0].use", "write upstream/model-id"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nover_pct = 8\nuse = "sim/b"', "caps[0].use", "upstreams: simulator"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nover_pct = 8\nuse = "simulator/"', "caps[0].use", "upstream/model-id"),
         ('[[keys]]\nname = "a b"\nsha256 = "' + HASH + '"', "keys[0].name", "wants a name of its own"),
         ('[[keys]]\nname = "a"\nsha256 = "' + HASH[:-1] + '"', "keys[0].sha256", "64 hex digits"),
         ('[[keys]]\nname = "a"\nsha256 = "' + HASH.upper() + '"', "keys[0].sha256", "64 hex digits"),
@@ -93,7 +113,70 @@ def test_two_caps_on_the_same_thing_are_refused_and_on_different_things_are_not(
     agents = '\nonly.agent = ["qa_agent", "legal_agent"]'
     assert list(caps(base + agents, base + '\nonly.agent = ["legal_agent", "qa_agent"]')) == ["caps[1]"]
     others = [base + agents, base + '\nscope = "user"', 'per = "day"\nusd = "1"', 'per = "hour"\nrequests = 1']
+    others += [base + '\ntimezone = "Asia/Kolkata"', base + '\nscope = "agent+user"']
     assert caps(base, *others) == {}
+    # Whichever way round a pair is written it is the same, and so is all time in every zone.
+    assert list(caps(base + '\nscope = "agent+user"', base + '\nscope = "user+agent"')) == ["caps[1]"]
+    total = 'per = "total"\nusd = "1"'
+    assert list(caps(total, total + '\ntimezone = "Asia/Kolkata"')) == ["caps[1]"]
+
+
+def test_no_two_caps_that_pass_share_an_account() -> None:
+    scopes, zones = ("global", "user", "agent+user"), ("UTC", "Asia/Kolkata")
+    lines = [
+        f'[[caps]]\nscope = "{scope}"\nper = "{per}"\ntimezone = "{zone}"\n{unit}{only}\n'
+        for scope in scopes
+        for per in ("hour", "day", "month", "total")
+        for zone in (zones if per != "total" else ("UTC",))
+        for unit in ('usd = "1"', "requests = 1", "tokens = 1")
+        for only in ("", '\nonly.agent = ["qa_agent"]', '\nonly.user = ["qa_agent"]')
+    ]
+    assert checked("".join(lines)) == {}
+    policy, _ = read("".join(lines))
+    assert policy is not None
+    assert len({rule.id for rule in rules_of(policy.caps, "test")}) == len(lines)
+
+
+def test_the_limits_of_budgets_at_their_edges_are_good() -> None:
+    edges = """
+    [budget]
+    when_short = "refuse"
+    min_tokens = 1
+    wait_ms = 0
+    when_left = "abort"
+    left_s = 0.001
+    [[caps]]
+    scope = "key+model"
+    per = "month"
+    timezone = "Australia/Lord_Howe"
+    usd = "9007199.254740991"
+    warn_at = [1.0]
+    over_pct = 99.9
+    use = "simulator/b"
+    on_store_failure = "open"
+    [[caps]]
+    per = "total"
+    usd = "0.000000001"
+    warn_at = []
+    [[caps]]
+    per = "hour"
+    requests = 1
+    [[caps]]
+    per = "month"
+    tokens = 9007199254740991
+    """
+    assert checked(edges) == {}
+    policy, _ = read(edges)
+    assert policy is not None
+    assert [cap.usd for cap in policy.caps] == [2**53 - 1, 1, None, None]
+
+
+def test_without_a_word_short_calls_are_clamped_and_answers_nobody_waits_for_are_read_to_their_usage() -> None:
+    policy, _ = read("")
+    assert policy is not None
+    budget = policy.budget
+    assert (budget.when_short, budget.min_tokens, budget.wait_ms, budget.when_left) == ("clamp", 256, 500, "drain")
+    assert policy.caps == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +187,26 @@ def test_two_caps_on_the_same_thing_are_refused_and_on_different_things_are_not(
         ('[[caps]]\nper = "hour"\nusd = 0.5', "caps[0].usd"),
         ('[[caps]]\nper = "hour"\nusd = "-1"', "caps[0].usd"),
         ('[[caps]]\nper = "hour"\nrequests = 0', "caps[0].requests"),
-        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = "team"', "caps[0].scope"),
+        ('[[caps]]\nper = "hour"\nusd = "9007199.254740992"', "caps[0].usd"),
+        ('[[caps]]\nper = "hour"\nusd = "1e3"', "caps[0].usd"),
+        ('[[caps]]\nper = "hour"\nusd = "nan"', "caps[0].usd"),
+        ('[[caps]]\nper = "hour"\nrequests = -1', "caps[0].requests"),
+        ('[[caps]]\nper = "hour"\nrequests = 1.5', "caps[0].requests"),
+        ('[[caps]]\nper = "hour"\nrequests = 9007199254740992', "caps[0].requests"),
+        ('[[caps]]\nper = "hour"\ntokens = 0', "caps[0].tokens"),
+        ('[[caps]]\nper = "hour"\ntokens = 9223372036854775808', "caps[0].tokens"),
+        ('[[caps]]\nper = "hour"\neur = "1"\nusd = "1"', "caps[0].eur"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nscope = 5', "caps[0].scope"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\non_store_failure = "shut"', "caps[0].on_store_failure"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nuse = "simulator/b"\nover_pct = 0', "caps[0].over_pct"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nuse = "simulator/b"\nover_pct = 100', "caps[0].over_pct"),
+        ('[[caps]]\nper = "hour"\nusd = "1"\nuse = "simulator/b"\nover_pct = nan', "caps[0].over_pct"),
+        ('[budget]\nwhen_short = "wait"', "budget.when_short"),
+        ("[budget]\nmin_tokens = 0", "budget.min_tokens"),
+        ("[budget]\nwait_ms = -1", "budget.wait_ms"),
+        ("[budget]\nwait_ms = 60001", "budget.wait_ms"),
+        ("[budget]\nleft_s = 0", "budget.left_s"),
+        ('[budget]\nwhen_left = "stay"', "budget.when_left"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agnet = ["qa_agent"]', "caps[0].only.agnet"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nonly.agent = "qa_agent"', "caps[0].only.agent"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [0]', "caps[0].warn_at"),

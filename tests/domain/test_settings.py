@@ -248,3 +248,17 @@ def test_a_context_of_a_model_at_no_upstream_is_a_problem() -> None:
     found = checked(GOOD + '[context_tokens]\n"simm/small" = 5\n"*" = 5\n"s*/small" = 5')
     assert list(found) == ['context_tokens."simm/small"']
     assert 'did you mean "sim"?' in found['context_tokens."simm/small"']
+
+
+def test_the_tiers_of_a_price_rise() -> None:
+    def tiers(*edges: int) -> str:
+        rates = 'input_usd_per_mtok = "1", output_usd_per_mtok = "2"'
+        listed = ", ".join(f"{{ above_tokens = {edge}, {rates} }}" for edge in edges)
+        return f'[prices."sim/*"]\ninput_usd_per_mtok = "1"\noutput_usd_per_mtok = "2"\ntiers = [{listed}]'
+
+    assert checked(GOOD + tiers(128_000, 200_000)) == {}
+    for edges in ((200_000, 128_000), (5, 5)):
+        found = checked(GOOD + tiers(*edges))
+        assert list(found) == ['prices."sim/*".tiers']
+        assert "above_tokens must rise" in found['prices."sim/*".tiers']
+    assert refused(tiers(0)) == ['prices."sim/*".tiers[0].above_tokens']

@@ -348,6 +348,26 @@ def test_a_request_with_bytes_put_in_is_refused_or_goes_out_as_valid_json(noise:
         ({"prompt_tokens": 10, "completion_tokens": 5, "num_cached_tokens": 8,
           "prompt_tokens_details": {"cached_tokens": 8}},
          Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=8)),
+        # Audio in and out, and what is written into a cache.
+        (
+            {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15,
+             "prompt_tokens_details": {"audio_tokens": 7, "cached_tokens": 2, "cache_write_tokens": 6},
+             "completion_tokens_details": {"audio_tokens": 4, "accepted_prediction_tokens": 1,
+                                           "rejected_prediction_tokens": 2}},
+            Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=2, cache_write_tokens=6, audio_input_tokens=7,
+                  audio_output_tokens=4),
+        ),
+        # What only the total knows of: xAI's thoughts (figures of sub2api#5771), Mistral's audio.
+        (
+            {"prompt_tokens": 10120, "completion_tokens": 1499, "total_tokens": 14428,
+             "completion_tokens_details": {"reasoning_tokens": 2809}},
+            Usage(prompt_tokens=10120, completion_tokens=1499 + 2809, reasoning_tokens=2809),
+        ),
+        ({"prompt_tokens": 4, "completion_tokens": 635, "total_tokens": 3945, "prompt_audio_seconds": 203},
+         Usage(prompt_tokens=4 + 3306, completion_tokens=635, audio_input_tokens=3306, audio_seconds=203)),
+        # A total that is too small takes nothing away.
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 3},
+         Usage(prompt_tokens=10, completion_tokens=5)),
         # Nulls and what is left out.
         ({"prompt_tokens": 10}, Usage(prompt_tokens=10)),
         ({"prompt_tokens": 10, "completion_tokens": None, "prompt_tokens_details": None,

@@ -180,7 +180,7 @@ async def test_what_may_have_been_billed_is_posted_at_its_bound(tmp_path: Path) 
         failed, answered = trip.record.attempts
         assert failed.cost_nusd > answered.cost_nusd > 0
         (dollars, *_) = trip.gateway.runtime.books._accounts.values()
-        assert dollars.posted == failed.cost_nusd + answered.cost_nusd
+        assert dollars.used == failed.cost_nusd + answered.cost_nusd
 
 
 @pytest.mark.parametrize("stream", [False, True])

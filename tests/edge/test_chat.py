@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from gateway.decide.assign import bucket_of
-from gateway.store.journal import Journal
-from tests.journey import Journey, journey
+from tests.journey import Answer, Journey, full_disk, journey
 from tests.raw_http import connected, ordinary, request
 from tests.scripted import (
     DONE,
@@ -343,7 +342,7 @@ async def test_a_client_that_leaves_while_much_is_on_its_way_ends_the_providers_
             await turn.event(delta("on and on "))
 
     async with journey(tmp_path, talks_for_ever) as trip:
-        async with trip.post(stream=True) as response:
+        async with trip.post(stream=True, max_tokens=1_000_000) as response:
             await response.content.readuntil(event(delta("on and on ")))
             response.close()
         await check_left(trip)
@@ -363,41 +362,57 @@ async def test_many_clients_that_leave_leave_nothing_behind(tmp_path: Path) -> N
 # --- The journal fails ------------------------------------------------------------------------------------------------
 
 
-def fill_the_disk(trip: Journey, tmp_path: Path) -> None:
-    """From now on the journal stands on a disk without room."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    (folder / "calls.journal").symlink_to("/dev/full")
-    trip.gateway.runtime.journal.close()
-    # /dev/full cannot be flushed; opening it is all that is wanted here.
-    trip.gateway.runtime.journal = Journal(folder, fsync=False)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_whose_hold_cannot_be_written_down_is_not_made(tmp_path: Path, stream: bool) -> None:
+    async with journey(tmp_path, says("Pa", "ris")) as trip:
+        with full_disk(trip.gateway.runtime.journal):
+            for _ in range(3):
+                refused = await trip.ask(stream=stream)
+                assert (refused.status, refused.error["code"]) == (503, "journal_unavailable")
+                assert refused.headers["Retry-After"] == "1"
+        assert trip.first.turns == []
+        trip.check_at_rest()
+        assert trip.used() == [0, 0, 0]
+        assert (await trip.ask(stream=stream)).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_cannot_be_recorded_is_not_answered_and_what_follows_is_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+    tmp_path: Path, stream: bool
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    async with journey(tmp_path, says("Pa", "ris")) as trip:
-        fill_the_disk(trip, tmp_path)
-        answer = await trip.ask(stream=stream)
-        if stream:
-            assert DONE not in answer.events
-            assert msgspec.json.decode(answer.events[-1])["error"]["code"] == "journal_unavailable"
-        else:
-            assert (answer.status, answer.error["code"]) == (503, "journal_unavailable")
-        # What was spent is posted all the same.
-        trip.check_at_rest()
-        (dollars, *_) = trip.gateway.runtime.books._accounts.values()
-        assert dollars.posted == 25_000
-        # The next call is refused before it costs anything, until the disk takes a line again.
-        refused = await trip.ask(stream=stream)
-        assert (refused.status, refused.error["code"]) == (503, "journal_unavailable")
-        assert refused.headers["Retry-After"] == "1"
-        assert len(trip.first.turns) == 1
-        trip.gateway.runtime.journal.close()
-        trip.gateway.runtime.journal = Journal(tmp_path / "new", fsync=False)
+    may_answer = asyncio.Event()
+
+    async def waits(turn: Turn) -> None:
+        await may_answer.wait()
+        await says("Pa", "ris")(turn)
+
+    async with journey(tmp_path, waits) as trip:
+        asked = asyncio.create_task(trip.ask(stream=stream))
+        await trip.first.turn()
+        with full_disk(trip.gateway.runtime.journal):
+            may_answer.set()
+            answer = await asked
+            await check_not_answered(trip, answer, stream=stream)
+        # Once the disk takes a line again, what was answered in vain is written down and told, and calls are taken.
+        (row,) = await trip.booked()
+        assert (row.id, row.state, row.amounts) == (f"{answer.headers['x-request-id']}.1", "posted", (25_000, 1, 18))
+        assert trip.record.cost_nusd == 25_000
         assert (await trip.ask()).status == 200
+
+
+async def check_not_answered(trip: Journey, answer: Answer, *, stream: bool) -> None:
+    """See that the caller was told, that the money is spent all the same, and that the next call is not made."""
+    if stream:
+        assert DONE not in answer.events
+        assert msgspec.json.decode(answer.events[-1])["error"]["code"] == "journal_unavailable"
+    else:
+        assert (answer.status, answer.error["code"]) == (503, "journal_unavailable")
+    trip.check_at_rest()
+    assert trip.used() == [25_000, 1, 18]
+    refused = await trip.ask(stream=stream)
+    assert (refused.status, refused.error["code"]) == (503, "journal_unavailable")
+    assert refused.headers["Retry-After"] == "1"
+    assert len(trip.first.turns) == 1
 
 
 async def test_a_call_is_one_request_however_many_tries_it_takes(tmp_path: Path) -> None:
@@ -436,7 +451,7 @@ async def test_a_bug_is_told_by_its_number_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with journey(tmp_path, says("Paris")) as trip:
-        monkeypatch.setattr("gateway.edge.chat.fill", lambda *_: 1 / 0)
+        monkeypatch.setattr("gateway.edge.chat.fill", lambda *_, **__: 1 / 0)
         answer = await trip.ask()
         assert (answer.status, answer.error["code"]) == (500, "internal_error")
         assert answer.headers["x-request-id"] in answer.error["message"]

@@ -345,14 +345,13 @@ async def test_a_client_that_leaves_a_probe_lets_the_next_call_try(tmp_path: Pat
 
 
 async def test_a_probe_that_no_money_is_left_for_lets_the_next_call_try(tmp_path: Path) -> None:
-    cap = '[[caps]]\nper = "total"\nrequests = 2\n'
+    cap = '[[caps]]\nper = "total"\nrequests = 1\n'
     async with journey(tmp_path, DOWN, policy=breakers(1), caps=cap) as trip:
         await open_breaker(trip)
-        await trip.gateway.reload(policy=breakers(1) + cap.replace("2", "1"))
-        assert trip.gateway.runtime.reload_error == ""
         assert (await trip.ask()).error["code"] == "budget_exceeded"
         assert trip.breaker().state is State.HALF_OPEN
-        await trip.gateway.reload(policy=breakers(1) + cap)
+        await trip.gateway.reload(policy=breakers(1) + cap.replace("1", "2"))
+        assert trip.gateway.runtime.reload_error == ""
         trip.first.then(says("Paris"))
         # What was learnt of the model is older than the reload, and still known.
         assert (await trip.ask()).text == "Paris"

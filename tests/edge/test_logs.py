@@ -13,6 +13,7 @@ import pytest
 
 from gateway.edge.logs import set_up_logs
 from gateway.simulator.server import Simulator
+from gateway.store.journal import journal_files
 from tests.raw_http import RawConnection, connected, ordinary, request
 from tests.running import AT_ONCE, RunningGateway, running_gateway
 
@@ -196,7 +197,7 @@ async def test_no_secret_is_in_any_log_record_metric_or_error(
             assert provider.last_request is not None
             assert provider.last_request.headers["authorization"] == f"Bearer {PROVIDER_KEY}"
             assert not {USER, KEY} & set(provider.last_request.headers.values())
-            kept = b"".join(path.read_bytes() for path in (tmp_path / "journal").iterdir())
+            kept = b"".join(path.read_bytes() for path in journal_files(tmp_path / "journal"))
             everything = {"replies": told.decode("latin-1"), "logs": output.getvalue(), "journal": kept.decode()}
             for where, text in everything.items():
                 assert text

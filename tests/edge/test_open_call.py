@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from gateway.decide.bound import Weight
 from gateway.domain.errors import FaultKind, Refused, UpstreamFault
+from gateway.domain.ledger import Amounts, State
 from gateway.domain.money import Usage
 from gateway.edge.open_call import OpenCall
 from tests.journey import NO_RETRIES, POLICY, Journey, journey
@@ -14,65 +16,79 @@ from tests.scripted import completion, refuses, resets, says
 PROMPT_NUSD, COMPLETION_NUSD = 1_000, 2_000
 
 
-def reserved(trip: Journey) -> OpenCall:
+async def reserved(trip: Journey) -> OpenCall:
     """A call to `first/a` that holds its bound: at most 10 tokens of answer to a prompt of no bytes."""
     runtime = trip.gateway.runtime
     call = OpenCall(runtime, "req-1")
     call.record.agent = "qa_agent"
-    call._bound_usage = Usage(prompt_tokens=64, completion_tokens=10)
-    call.reserve(runtime.plan.agents["qa_agent"].baseline[0])
+    call.purse._weight, call.purse.asked_max_tokens = Weight(text_tokens=64), 10
+    await call.reserve(runtime.plan.agents["qa_agent"].baseline[0])
     return call
 
 
-def posted(trip: Journey) -> tuple[int, int, int]:
-    """Dollars in nUSD, requests, tokens; nothing may be held."""
-    accounts = list(trip.gateway.runtime.books._accounts.values())
-    assert [account.held for account in accounts] == [0, 0, 0]
-    dollars, requests, tokens = (account.posted for account in accounts)
-    return dollars, requests, tokens
+def held(trip: Journey) -> tuple[int, ...]:
+    return tuple(account.held for account in trip.gateway.runtime.books.accounts())
 
 
-BOUND = (64 * PROMPT_NUSD + 10 * COMPLETION_NUSD, 1, 74)
+async def booked(trip: Journey) -> tuple[State, Amounts]:
+    """The one row of the ledger; the accounts say the same, and nothing is held."""
+    (row,) = await trip.booked()
+    assert held(trip) == (0, 0, 0)
+    assert tuple(trip.used()) == row.amounts
+    return row.state, row.amounts
+
+
+BOUND = Amounts(64 * PROMPT_NUSD + 10 * COMPLETION_NUSD, 1, 74)
 
 
 async def test_what_is_held_is_the_bound(tmp_path: Path) -> None:
     async with journey(tmp_path, says()) as trip:
-        call = reserved(trip)
-        held = [account.held for account in trip.gateway.runtime.books._accounts.values()]
-        assert tuple(held) == BOUND
+        call = await reserved(trip)
+        assert held(trip) == BOUND
+        assert trip.gateway.ledger() == []
         call.finish()
 
 
 async def test_finish_settles_and_records_once(tmp_path: Path) -> None:
     async with journey(tmp_path, says()) as trip:
-        call = reserved(trip)
-        call.answered("a-1", "stop", Usage(prompt_tokens=3, completion_tokens=2))
-        call.answered("a-1", "stop", Usage(prompt_tokens=30_000, completion_tokens=2))
+        call = await reserved(trip)
+        call.answered("a-1", "stop", Usage(prompt_tokens=3, completion_tokens=2), content_bytes=1)
+        call.answered("a-1", "stop", Usage(prompt_tokens=30_000, completion_tokens=2), content_bytes=1)
         for error in (None, None, Refused("internal_error", "late")):
             call.finish(error)
-        assert posted(trip) == (3 * PROMPT_NUSD + 2 * COMPLETION_NUSD, 1, 5)
+        assert await booked(trip) == ("posted", (3 * PROMPT_NUSD + 2 * COMPLETION_NUSD, 1, 5))
         assert (trip.record.status, trip.record.error, trip.record.cost_basis) == (200, "", "exact")
 
 
-async def test_a_call_that_ends_without_a_word_is_posted_at_its_bound(tmp_path: Path) -> None:
+@pytest.mark.parametrize("client_left", [False, True])
+async def test_a_call_that_ends_without_a_word_costs_its_bound(tmp_path: Path, client_left: bool) -> None:
     async with journey(tmp_path, says()) as trip:
-        reserved(trip).finish()
-        assert posted(trip) == BOUND
+        call = await reserved(trip)
+        call.record.client_left = client_left
+        call.finish()
+        # A caller who left is why, and the bound is posted; else something went wrong here, and nobody knows.
+        assert await booked(trip) == ("posted" if client_left else "in_doubt", BOUND)
         assert trip.record.cost_basis == "bound"
+        assert trip.record.attempts[0].is_in_doubt is not client_left
 
 
 @pytest.mark.parametrize(
-    "kind, expected", [(FaultKind.SERVER, (0, 1, 0)), (FaultKind.CONNECT, (0, 1, 0)), (FaultKind.CUT, BOUND)]
+    "kind, expected",
+    [
+        (FaultKind.SERVER, ("void", Amounts())),
+        (FaultKind.CONNECT, ("void", Amounts())),
+        (FaultKind.CUT, ("in_doubt", BOUND)),
+    ],
 )
-async def test_a_fault_costs_the_bound_where_the_provider_may_bill_and_nothing_else(
-    tmp_path: Path, kind: FaultKind, expected: tuple[int, int, int]
+async def test_a_fault_leaves_the_bound_in_doubt_where_the_provider_may_bill_and_costs_nothing_else(
+    tmp_path: Path, kind: FaultKind, expected: tuple[State, Amounts]
 ) -> None:
     async with journey(tmp_path, says()) as trip:
-        call = reserved(trip)
+        call = await reserved(trip)
         call.failed(UpstreamFault(kind, "upstream_error", "It broke."))
         call.finish(UpstreamFault(kind, "upstream_error", "It broke."))
-        assert posted(trip) == expected
-        assert trip.record.attempts[0].cost_nusd == expected[0]
+        assert await booked(trip) == expected
+        assert trip.record.attempts[0].cost_nusd == expected[1].nusd
 
 
 ABSURD: dict[str, Any] = {
@@ -81,22 +97,24 @@ ABSURD: dict[str, Any] = {
     "beyond belief": {"prompt_tokens": 10**15, "completion_tokens": 1},
     "beyond 64 bits": {"prompt_tokens": 10**30, "completion_tokens": 1},
     "more cached": {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 9}},
-    "words": {"prompt_tokens": "five", "completion_tokens": 1},
-    "nothing": None,
-    "a list": [1],
 }  # fmt: skip
+ABSENT: dict[str, Any] = {"words": {"prompt_tokens": "five", "completion_tokens": 1}, "nothing": None, "a list": [1]}
 
 
-@pytest.mark.parametrize("name", ABSURD)
+@pytest.mark.parametrize("name", ABSURD | ABSENT)
 async def test_usage_that_cannot_be_believed_is_not(tmp_path: Path, name: str) -> None:
-    async with journey(tmp_path, refuses(200, completion() | {"usage": ABSURD[name]})) as trip:
+    usage = (ABSURD | ABSENT)[name]
+    async with journey(tmp_path, refuses(200, completion() | {"usage": usage})) as trip:
         answer = await trip.ask()
         assert answer.status == 200
         record = trip.record
-        assert (record.usage, record.cost_basis) == (None, "bound")
-        dollars, requests, tokens = posted(trip)
-        assert (dollars, requests) == (record.cost_nusd, 1)
+        # Figures nobody can believe cost the whole hold; where there are no figures, what came is counted upwards.
+        basis = "bound" if name in ABSURD else "estimate"
+        assert (record.usage, record.cost_basis) == (None, basis)
+        state, (nusd, requests, tokens) = await booked(trip)
+        assert (state, nusd, requests) == ("posted", record.cost_nusd, 1)
         assert tokens > 64
+        assert trip.gateway.runtime.observer.usage_disbelieved == (name in ABSURD)
 
 
 async def test_a_long_name_of_a_provider_is_cut_in_the_record(tmp_path: Path) -> None:

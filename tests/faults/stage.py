@@ -15,7 +15,18 @@ import aiohttp
 import pytest
 
 from gateway.edge import failover
-from tests.journey import AGENTS, PATIENCE_S, POLICY, PRICES, QUICK_RETRIES, ROUTING, WIDE_CAPS, Answer, Journey
+from tests.journey import (
+    AGENTS,
+    AT_ONCE,
+    PATIENCE_S,
+    POLICY,
+    PRICES,
+    QUICK_RETRIES,
+    ROUTING,
+    WIDE_CAPS,
+    Answer,
+    Journey,
+)  # fmt: skip
 from tests.running import running_gateway
 from tests.scripted import DONE, Scene, says, scripted
 
@@ -62,8 +73,8 @@ async def stage(
         }
         gateway = await stack.enter_async_context(
             running_gateway(
-                tmp_path, upstreams=upstreams, agents=agents, routing=ROUTING, policy=POLICY + policy + WIDE_CAPS,
-                config=config, server=server,
+                tmp_path, upstreams=upstreams, agents=agents, routing=ROUTING,
+                policy=POLICY + policy + AT_ONCE + WIDE_CAPS, config=config, server=server,
             )
         )  # fmt: skip
         connector = aiohttp.TCPConnector(limit=0)

@@ -338,12 +338,12 @@ FAULTS = {
     "100 before it": Fault(after(b"HTTP/1.1 100 Continue\r\n\r\n"), WHOLE, WHOLE),
     "103 before it, thrice": Fault(after(b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" * 3), WHOLE, WHOLE),
     # A whole answer with odd accounts.
-    "usage absent": Fault(with_usage(), WHOLE, WHOLE, basis="bound"),
-    "usage null": Fault(with_usage(None), WHOLE, WHOLE, basis="bound"),
+    "usage absent": Fault(with_usage(), WHOLE, WHOLE, basis="estimate"),
+    "usage null": Fault(with_usage(None), WHOLE, WHOLE, basis="estimate"),
     "usage negative": Fault(with_usage({**USAGE, "completion_tokens": -7}), WHOLE, WHOLE, basis="bound"),
     "usage absurd": Fault(with_usage({**USAGE, "prompt_tokens": 10**15}), WHOLE, WHOLE, basis="bound"),
     "usage beyond 64 bits": Fault(with_usage({**USAGE, "prompt_tokens": 10**30}), WHOLE, WHOLE, basis="bound"),
-    "usage of text": Fault(with_usage("much"), WHOLE, WHOLE, basis="bound"),
+    "usage of text": Fault(with_usage("much"), WHOLE, WHOLE, basis="estimate"),
     "usage twice": Fault(with_usage({**USAGE, "prompt_tokens": 5}, USAGE), WHOLE, WHOLE),
     # No chat completion.
     "redirect": Fault(answers(302, b"", Location=REDIRECT), INVALID, INVALID),

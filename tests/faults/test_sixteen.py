@@ -510,7 +510,7 @@ async def test_s16_model_and_usage_reported_are_the_fallbacks(tmp_path: Path, sa
         cost_nusd = 21 * 1_000 + 60 * 2_000
         assert [attempt.cost_nusd for attempt in record.attempts] == [0, 0, cost_nusd]
         assert record.cost_nusd == cost_nusd
-        posted = [account.posted for account in trip.gateway.runtime.books._accounts.values()]
+        posted = [account.used for account in trip.gateway.runtime.books._accounts.values()]
         assert posted == [cost_nusd, 1, 81]
         saw("the fallback's model and usage; failed attempts cost nothing")
         await check_serves_on(trip)

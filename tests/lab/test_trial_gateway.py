@@ -93,7 +93,7 @@ async def test_when_the_block_is_cancelled_process_and_directory_are_gone() -> N
 
     task = asyncio.create_task(serve_for_ever())
     gateway = await served
-    folder = gateway.journal.parents[1]
+    folder = gateway.journal.parent
     assert folder.is_dir()
     assert await is_alive(gateway)
     task.cancel()

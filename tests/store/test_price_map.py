@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.domain.money import Price, Usage, cost_nusd, format_usd
+from gateway.domain.money import Price, Tier, Usage, cost_nusd, format_usd
 from gateway.store import price_map
 from gateway.store.price_map import find_price_map, load_price_map
 
@@ -110,3 +110,62 @@ def test_rows_that_are_no_chat_model_or_no_row_are_passed_over(tmp_path: Path, m
     assert (found["cached"].input_nusd_per_mtok, found["cached"].cached_input_nusd_per_mtok) == (110_000_000, 0)
     # What does not come out whole is rounded up, as money that is owed is.
     assert found["odd"].input_nusd_per_mtok == 333_334
+
+
+def test_everything_a_row_says_of_money_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        "whole": {
+            "mode": "chat", "input_cost_per_token": 2e-06, "output_cost_per_token": 1e-05,
+            "cache_read_input_token_cost": 2e-07, "cache_creation_input_token_cost": 2.5e-06,
+            "output_cost_per_reasoning_token": 1.2e-05, "input_cost_per_audio_token": 3.2e-05,
+            "output_cost_per_audio_token": 6.4e-05, "input_cost_per_image": 0.0011, "input_cost_per_request": 0.005,
+            # Other services, which are not ours.
+            "input_cost_per_token_priority": 4e-06, "input_cost_per_token_above_200k_tokens_priority": 9e-06,
+            "cache_creation_input_token_cost_above_1hr_above_200k_tokens": 8e-06,
+            "input_cost_per_token_above_400k_tokens": 8e-06, "output_cost_per_token_above_400k_tokens": 3e-05,
+            "input_cost_per_token_above_200k_tokens": 4e-06, "output_cost_per_token_above_200k_tokens": 1.5e-05,
+            "cache_read_input_token_cost_above_200k_tokens": 4e-07,
+        },
+        "half a tier": {"mode": "chat", "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06,
+                        "input_cost_per_token_above_128k_tokens": 3e-06},
+        "odd tier": {"mode": "chat", "input_cost_per_token": 1e-06, "input_cost_per_token_above_128k_tokens": "dear"},
+        "x-search-preview": {"mode": "chat", "input_cost_per_token": 1e-06,
+                             "search_context_cost_per_query": {"low": 0.025, "high": 0.05}},
+        "searches if asked": {"mode": "chat", "input_cost_per_token": 1e-06,
+                              "search_context_cost_per_query": {"low": 0.025}},
+        "by range": {"mode": "chat", "tiered_pricing": [{"input_cost_per_token": 1e-06, "range": [0, 32000]}]},
+    }  # fmt: skip
+    path = tmp_path / "map.json"
+    path.write_bytes(msgspec.json.encode(rows))
+    monkeypatch.setattr(price_map, "find_price_map", lambda: path)
+    found = load_price_map()
+    nano = 10**6
+    assert msgspec.structs.replace(found["whole"], source="") == Price(
+        input_nusd_per_mtok=2_000 * nano, output_nusd_per_mtok=10_000 * nano, cached_input_nusd_per_mtok=200 * nano,
+        cache_write_nusd_per_mtok=2_500 * nano, reasoning_nusd_per_mtok=12_000 * nano,
+        audio_input_nusd_per_mtok=32_000 * nano, audio_output_nusd_per_mtok=64_000 * nano, image_nusd=1_100_000,
+        request_nusd=5_000_000,
+        tiers=(
+            Tier(above_tokens=200_000, input_nusd_per_mtok=4_000 * nano, output_nusd_per_mtok=15_000 * nano,
+                 cached_input_nusd_per_mtok=400 * nano, audio_input_nusd_per_mtok=32_000 * nano,
+                 audio_output_nusd_per_mtok=64_000 * nano),
+            Tier(above_tokens=400_000, input_nusd_per_mtok=8_000 * nano, output_nusd_per_mtok=30_000 * nano,
+                 audio_input_nusd_per_mtok=32_000 * nano, audio_output_nusd_per_mtok=64_000 * nano),
+        ),
+    )  # fmt: skip
+    half = found["half a tier"].tiers[0]
+    assert (half.input_nusd_per_mtok, half.output_nusd_per_mtok) == (3_000 * nano, 2_000 * nano)
+    assert found["x-search-preview"].request_nusd == 50_000_000
+    assert found["searches if asked"].request_nusd == 0
+    # What cannot be read whole is unknown, and never cheap.
+    assert not {"odd tier", "by range"} & set(found)
+
+
+@needs_litellm
+def test_the_tiers_of_the_map_rise_and_are_many(prices: dict[str, Price]) -> None:
+    tiered = [price for price in prices.values() if price.tiers]
+    assert len(tiered) > 50
+    for price in tiered:
+        edges = [tier.above_tokens for tier in price.tiers]
+        assert edges == sorted(set(edges))
+        assert 32_000 <= edges[0] <= 2_000_000

@@ -1,0 +1,104 @@
+"""The figures of caps and ledger as Prometheus sees them: true at each scrape, and no more series than caps."""
+
+import asyncio
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.store.store import StoreError
+from tests.journey import Journey, journey
+from tests.scripted import Turn, completion, resets, says
+
+CAPS = """
+[[caps]]
+per = "total"
+usd = "1"
+[[caps]]
+scope = "agent"
+per = "total"
+requests = 10
+[[caps]]
+scope = "user"
+per = "total"
+requests = 10
+"""
+GLOBAL = ("dev: global usd total", "usd")
+AGENT = ("dev: agent requests total qa_agent", "requests")
+
+
+async def figures(trip: Journey) -> dict[tuple[str, ...], float]:
+    """Every sample by name and label values."""
+    async with trip.session.get(f"{trip.gateway.admin_url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+        return {
+            (sample.name, *(sample.labels[name] for name in ("cap", "unit") if name in sample.labels)): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+async def test_a_hold_becomes_posted(tmp_path: Path) -> None:
+    may_answer = asyncio.Event()
+
+    async def waits(turn: Turn) -> None:
+        await may_answer.wait()
+        await turn.reply(completion())
+
+    async with journey(tmp_path, waits, caps=CAPS) as trip:
+        asked = asyncio.create_task(trip.ask())
+        await trip.first.turn()
+        found = await figures(trip)
+        (hold,) = trip.holds().values()
+        assert found["gateway_cap_limit", *GLOBAL] == 1.0
+        assert found["gateway_cap_held", *GLOBAL] == hold.amounts.nusd / 1e9
+        assert found["gateway_cap_posted", *GLOBAL] == 0
+        assert found["gateway_cap_limit", *AGENT] == 10
+        assert found["gateway_cap_held", *AGENT] == 1
+        assert found["gateway_journal_behind_bytes",] > 0
+        may_answer.set()
+        await asked
+        found = await figures(trip)
+        # Spent is spent, also before the ledger has been told.
+        assert (found["gateway_cap_held", *GLOBAL], found["gateway_cap_posted", *GLOBAL]) == (0, 25_000 / 1e9)
+        assert found["gateway_cap_posted", *AGENT] == 1
+        await trip.booked()
+        found = await figures(trip)
+        assert found["gateway_cap_posted", *GLOBAL] == 25_000 / 1e9
+        assert found["gateway_store_is_up",] == 1
+        assert found["gateway_processes",] == 1
+        assert found["gateway_spending_stops",] == 0
+
+
+async def test_what_is_in_doubt_is_shown_as_a_part_of_what_is_posted(tmp_path: Path) -> None:
+    async with journey(tmp_path, resets, caps=CAPS, policy="[models]\nuse_finetuned = false\n") as trip:
+        await trip.ask(model="lone_agent")
+        rows = await trip.booked()
+        doubt = sum(row.amounts.nusd for row in rows if row.state == "in_doubt")
+        found = await figures(trip)
+        assert found["gateway_cap_in_doubt", *GLOBAL] == doubt / 1e9 > 0
+        assert found["gateway_cap_posted", *GLOBAL] == doubt / 1e9
+
+
+async def test_users_do_not_become_series(tmp_path: Path) -> None:
+    async with journey(tmp_path, says("Paris"), caps=CAPS) as trip:
+        await trip.ask(user="user-0")
+        before = {labels for labels in await figures(trip) if len(labels) > 1}
+        for number in range(1, 20):
+            await trip.ask(user=f"user-{number}")
+        assert {labels for labels in await figures(trip) if len(labels) > 1} == before
+        assert not [labels for labels in before if "user" in labels[1]]
+
+
+async def test_a_store_that_fails_is_seen(tmp_path: Path) -> None:
+    async with journey(tmp_path, says("Paris"), caps=CAPS) as trip:
+        trip.gateway.runtime.bookkeeper._failed(StoreError("gone"))
+        found = await figures(trip)
+        assert (found["gateway_store_is_up",], found["gateway_store_errors_total",]) == (0, 1)
+        await trip.until(lambda: not trip.gateway.runtime.bookkeeper.store_error)
+        assert (await figures(trip))["gateway_store_is_up",] == 1
+
+
+async def test_without_caps_there_is_nothing_to_show_of_them(tmp_path: Path) -> None:
+    async with journey(tmp_path, says("Paris"), caps="") as trip:
+        assert (await trip.ask()).status == 200
+        assert not [name for name, *_ in await figures(trip) if name.startswith("gateway_cap_limit")]
