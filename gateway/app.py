@@ -81,6 +81,7 @@ class Gateway:
             journal=treasury.journal,
             observer=observer,
             standing=standing,
+            alerts=self._alerts,
             dice=Random(),  # noqa: S311  (jitter, not a secret)
             effective=effective(loaded),
         )

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from gateway.cli_cost_files import export_command, import_command, reconcile_command, report
-from gateway.cli_ledger import Chosen, Desk, desk, for_configuration, note, say, signed, span_or_exit
+from gateway.cli_ledger import Chosen, Desk, desk, for_configuration, note, say, signed, span_or_exit, tell_stop
 from gateway.decide.by_hand import Entry, actual_of, doubts_about, read_switch, row_of_entry, summary
 from gateway.decide.caps import Rule
 from gateway.domain.ledger import LedgerRow
@@ -184,7 +184,9 @@ def stop(scope: str, why: str, who: str, chosen: Chosen) -> None:
 
     with desk(chosen, is_new_allowed=True) as opened:
         switch = read_switch(opened.plan, scope)
-        opened.ledger.stop(Stop(opened.env, *switch, by=who, why=why, at_ms=opened.now_ms))
+        thrown = Stop(opened.env, *switch, by=who, why=why, at_ms=opened.now_ms)
+        opened.ledger.stop(thrown)
+        tell_stop(opened, thrown)
     say(f"STOPPED in {opened.env}: {switch}. `{_resume_command(scope)}` takes it back.")
 
 
@@ -198,11 +200,15 @@ def resume(scope: str, why: str, who: str, chosen: Chosen) -> None:
 
     Exit status 1 where it was not thrown.
     """
+    from gateway.store.store import Stop
+
     with desk(chosen) as opened:
         # What has left the configuration since can be resumed still.
         switch = read_switch(opened.plan, scope, is_known_only=False)
         was_thrown = opened.ledger.resume(opened.env, *switch, who=who, why=why)
         others = opened.ledger.stops(opened.env)
+        if was_thrown:
+            tell_stop(opened, Stop(opened.env, *switch, by=who, why=why, at_ms=opened.now_ms), is_lifted=True)
     from gateway.lab.cost_tables import stop_text
     from gateway.store.statement import stop_line
 

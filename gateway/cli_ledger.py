@@ -23,6 +23,7 @@ from gateway.domain.spans import Span, read_instant, read_span
 
 if TYPE_CHECKING:
     from gateway.store.ledger import Ledger
+    from gateway.store.store import Stop
 
 Command = Callable[..., Any]
 clock = time.time
@@ -79,6 +80,26 @@ def desk(chosen: Chosen, *, is_new_allowed: bool = False) -> Iterator[Desk]:
         fail(str(error))
     except Refused as refused:
         fail(refused.message)
+
+
+def tell_stop(opened: Desk, stop: "Stop", *, is_lifted: bool = False) -> None:
+    """Tell Slack of a kill switch, where the policy has a webhook: gateways see it in the ledger, and tell nobody."""
+    import asyncio
+
+    from gateway.edge.alerts import Alerts
+
+    alerting = opened.loaded.policy.alerting
+    if not (alerting.enabled and alerting.slack_webhook):
+        return
+
+    async def tell() -> None:
+        alerts = Alerts(alerting, env=opened.env)
+        alerts.told_stop(stop, is_lifted=is_lifted)
+        await alerts.close()
+        if not alerts.sent:
+            click.echo("Slack could not be told.", err=True)
+
+    asyncio.run(tell())
 
 
 def for_configuration(command: Command) -> Command:

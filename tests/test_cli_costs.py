@@ -1,7 +1,11 @@
 """`gateway costs` as a person meets it, beside a ledger that a gateway left."""
 
+import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -374,3 +378,46 @@ def test_every_command_is_documented(name: str) -> None:
 def test_every_scope_of_the_kill_switch_is_documented() -> None:
     text = (ROOT / "docs" / "costs.md").read_text()
     assert not [name for name in SWITCHES if f"`{name}=" not in text]
+
+
+class Slack(BaseHTTPRequestHandler):
+    """A receiver of webhooks, on a thread beside the command."""
+
+    told: ClassVar[list[str]] = []
+    status = 200
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.told.append(body["text"])
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_kill_switch_is_told_in_slack_by_who_throws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(Slack, "told", [])
+    monkeypatch.setattr(Slack, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slack) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            hook = f"http://127.0.0.1:{server.server_port}/hook/secret"
+            policy = f'[alerting]\nenabled = true\nslack_webhook = "{hook}"\n'
+            house = House(tmp_path, monkeypatch, policy=policy)
+            stopped = house.run("stop", "agent=qa_agent", "--why", "runs wild")
+            resumed = house.run("resume", "agent=qa_agent")
+        finally:
+            server.shutdown()
+            thread.join()
+    # What Slack says does not touch the switch.
+    assert (stopped.exit_code, resumed.exit_code) == (0, 0)
+    assert ("Slack could not be told" in stopped.stderr) is (status != 200)
+    assert "secret" not in stopped.output + resumed.output
+    assert [text.partition(",")[0] for text in Slack.told] == [
+        "Calls of agent `qa_agent` are refused", "Calls of agent `qa_agent` are let through again",
+    ]  # fmt: skip

@@ -106,12 +106,13 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
     `when_short`: lower the call's max_tokens to what can be paid, though not below `min_tokens`, or refuse it. What is
     only held by calls in flight is waited for, `wait_ms` at most. `when_left`: read on for the usage, for `left_s` at
-    most, or close the connection and book the bound.
+    most, or close the connection and book the bound. `exceeded_status`: of the refusal where a cap is used up.
     """
 
     when_short: Literal["clamp", "refuse"] = "clamp"
     min_tokens: Count = 256
     wait_ms: Annotated[int, Meta(ge=0, le=60_000)] = 500
+    exceeded_status: Literal[429, 402] = 429
     when_left: Literal["drain", "abort"] = "drain"
     left_s: Seconds = 30.0
 

@@ -158,6 +158,7 @@ class Costs:
         switch = read_switch(plan, wanted.scope)
         stop = Stop(plan.env, *switch, by=wanted.who, why=wanted.why, at_ms=int(time.time() * 1000))
         await self._at(lambda ledger: ledger.stop(stop))
+        self._runtime.alerts.told_stop(stop)
         return {"env": plan.env, "stopped": switch._asdict()}
 
     async def resume(self, request: web.Request) -> object:
@@ -166,6 +167,9 @@ class Costs:
         plan = self._runtime.plan
         switch = read_switch(plan, wanted.scope, is_known_only=False)
         was = await self._at(lambda ledger: ledger.resume(plan.env, *switch, who=wanted.who, why=wanted.why))
+        if was:
+            lifted = Stop(plan.env, *switch, by=wanted.who, why=wanted.why, at_ms=int(time.time() * 1000))
+            self._runtime.alerts.told_stop(lifted, is_lifted=True)
         return {"env": plan.env, "resumed": switch._asdict(), "was_stopped": was}
 
     def _answering(self, serve: Serve, *, is_change: bool = False) -> Handler:

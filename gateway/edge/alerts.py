@@ -95,7 +95,6 @@ class Alerts:
         who = crossing.account.removeprefix(crossing.rule_id).strip()
         is_usd = crossing.unit == "usd"
         fields = {
-            "env": self._env,
             "cap": crossing.label,
             "account": _one_line(who),
             "share": crossing.share,
@@ -104,7 +103,7 @@ class Alerts:
             "limit": format_usd(crossing.limit) if is_usd else crossing.limit,
             "until": _utc(crossing.window.end_s),
         }
-        self._tell(_crossing_text(crossing, who), level, fields)
+        self.tell_text(_crossing_text(crossing, who), fields, level=level)
 
     def told_stop(self, stop: Stop, *, is_lifted: bool = False) -> None:
         """A kill switch was thrown, or lifted; by the process that did it, as all others see it too."""
@@ -114,20 +113,16 @@ class Alerts:
         text = text[0].upper() + text[1:]
         scope = f"{stop.dimension} {_one_line(stop.value)}".strip()
         fields: dict[str, object] = {
-            "env": self._env,
             "scope": scope,
             "by": _one_line(stop.by),
             "why": _one_line(stop.why),
         }
-        self._tell(text, logging.WARNING, fields)
+        self.tell_text(text, fields)
 
-    def tell_text(self, text: str, *, level: int = logging.WARNING) -> None:
-        """Anything else that people should hear of, as one line of plain words."""
-        self._tell(text, level, {"env": self._env})
-
-    def _tell(self, text: str, level: int, fields: Mapping[str, object]) -> None:
+    def tell_text(self, text: str, fields: Mapping[str, object] | None = None, *, level: int = logging.WARNING) -> None:
+        """Anything that people should hear of, as one line of plain words. `fields` are for the log."""
         text = _one_line(text)
-        log.log(level, "%s", text.replace("`", ""), extra={"fields": fields})
+        log.log(level, "%s", text.replace("`", ""), extra={"fields": {"env": self._env, **(fields or {})}})
         if self._retrying is None or self._is_closing:
             return
         if self._is_refused:

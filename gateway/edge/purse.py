@@ -122,7 +122,7 @@ class Purse:
             if await self._find_headroom(found, came_s, until_s):
                 continue
             if budget.when_short == "refuse" or not self._clamp(target, prompt, on):
-                raise _short(found, now_s)
+                raise _short(found, now_s, budget.exceeded_status)
         await self._begin(target, prompt, on, found, bound)
 
     async def _begin(self, target: Target, prompt: PromptBound, on: Dimensions, hold: Hold, bound: Amounts) -> None:
@@ -287,7 +287,7 @@ class Purse:
         return self._runtime.books.remaining_nusd(self._on, now_s=time.time())
 
 
-def _short(short: Shortfall, now_s: float) -> Refused:
+def _short(short: Shortfall, now_s: float, exceeded_status: int) -> Refused:
     """The refusal of a call for which there is no money."""
     account = short.account
     if short.is_only_held:
@@ -296,4 +296,5 @@ def _short(short: Shortfall, now_s: float) -> Refused:
     headers = dict(_FINAL)
     if account.end_s is not None:
         headers["Retry-After"] = str(max(1, round(account.end_s - now_s)))
-    return Refused("budget_exceeded", f"the cap is used up: {account.rule.label}", headers=headers)
+    message = f"the cap is used up: {account.rule.label}"
+    return Refused("budget_exceeded", message, status=exceeded_status, headers=headers)

@@ -15,6 +15,7 @@ from gateway.decide.budget import Books
 from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
 from gateway.domain.settings import Server
+from gateway.edge.alerts import Alerts
 from gateway.edge.bookkeeper import Bookkeeper
 from gateway.edge.observe import Observer
 from gateway.edge.upstream import Upstream
@@ -35,6 +36,7 @@ class Runtime:
         journal: Journal,
         observer: Observer,
         standing: Standing,
+        alerts: Alerts,
         dice: Random,
         effective: Mapping[str, Any],
     ) -> None:
@@ -46,6 +48,7 @@ class Runtime:
         self.journal = journal
         self.observer = observer
         self.standing = standing
+        self.alerts = alerts
         self.dice = dice
         self.effective = effective
         self.buffered_bytes = 0

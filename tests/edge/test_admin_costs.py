@@ -164,7 +164,7 @@ async def test_doubts_end_by_the_api(tmp_path: Path) -> None:
             assert [line.who for line in ledger.audit()][:2] == ["ann", "admin API"]
 
 
-async def test_a_kill_switch_stops_calls_and_is_taken_back(tmp_path: Path) -> None:
+async def test_a_kill_switch_stops_calls_and_is_taken_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with admin(tmp_path) as here, connected(here.gateway.data_url) as data:
         stopped = await here.post("/stop", {"scope": "agent=qa_agent", "why": "runs wild"})
         assert stopped.json() == {"env": "dev", "stopped": {"dimension": "agent", "value": "qa_agent"}}
@@ -177,6 +177,12 @@ async def test_a_kill_switch_stops_calls_and_is_taken_back(tmp_path: Path) -> No
         assert resumed.json()["was_stopped"] is True
         assert (await here.post("/resume", {"scope": "agent=qa_agent"})).json()["was_stopped"] is False
         assert await status_becomes(data, 200) == 200
+    # Once each, and nothing of the switch that was not thrown.
+    told = [line.getMessage() for line in caplog.records if line.getMessage().startswith("Calls of")]
+    assert told == [
+        "Calls of agent qa_agent are refused, by admin API: runs wild",
+        "Calls of agent qa_agent are let through again, by admin API",
+    ]
 
 
 async def status_becomes(data: RawConnection, wanted: int) -> int:

@@ -18,7 +18,7 @@ from gateway.domain.call import Basis
 from gateway.domain.ledger import Amounts, LedgerRow, State
 from gateway.store.ledger import Ledger
 from gateway.store.store import Stop
-from tests.journey import NO_RETRIES, POLICY, PRICES, Answer, Journey, journey
+from tests.journey import AT_ONCE, NO_RETRIES, POLICY, PRICES, Answer, Journey, journey
 from tests.raw_http import connected, ordinary, request
 from tests.scripted import (
     DONE,
@@ -644,6 +644,14 @@ async def test_a_cap_that_is_used_up_says_until_when(tmp_path: Path) -> None:
         # It was recorded, though nobody was asked and nothing was held.
         assert trip.record_of(refused).error == "budget_exceeded"
         assert len(trip.holds()) == len(trip.first.turns) == 1
+
+
+async def test_the_status_of_a_cap_that_is_used_up_may_be_402(tmp_path: Path) -> None:
+    budget = AT_ONCE + "exceeded_status = 402\n"
+    async with journey(tmp_path, says("Paris"), caps=cap("requests = 1"), budget=budget) as trip:
+        assert (await trip.ask()).status == 200
+        refused = await trip.ask()
+        assert (refused.status, refused.error["code"]) == (402, "budget_exceeded")
 
 
 async def test_a_total_has_no_reset(tmp_path: Path) -> None:
