@@ -94,9 +94,6 @@ class Gateway:
         self.data = Listener(data_app(self.runtime), settings.server.data, settings.server, count)
         await self.admin.start()
         await self.data.start()
-        # What is alive now stays alive: the collector need not look at it again, which halves its pauses.
-        gc.collect()
-        gc.freeze()
 
     async def reload(self) -> None:
         """Read the files again and swap what they say in; where they are wrong, keep what is and say why."""
@@ -185,6 +182,9 @@ async def serve(loaded: Loaded, load_again: Callable[[], Loaded], announce: Call
     gateway = Gateway(loaded, load_again)
     await gateway.start()
     gateway.watch()
+    # What is alive now stays alive: the collector need not look at it again, which halves its pauses.
+    gc.collect()
+    gc.freeze()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,7 +7,6 @@ Without arguments it serves two agents, `qa_agent` and `support_agent`, on one s
 at hand as `gateway.simulator`; everybody gets the baseline. All texts are TOML as a person would write it.
 """
 
-import gc
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -165,8 +164,6 @@ async def running_gateway(
             yield RunningGateway(gateway, simulator, files)
         finally:
             await gateway.stop()
-            # A gateway freezes what it has built, for good; a test's gateway must be let go of.
-            gc.unfreeze()
     finally:
         await simulator.stop()
 
