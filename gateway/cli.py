@@ -14,6 +14,7 @@ import click
 
 from gateway import __version__
 from gateway.cli_costs import costs
+from gateway.cli_health import health, ping
 from gateway.cli_options import configured, fail, load_or_exit
 from gateway.cli_prices import prices
 from gateway.config import (
@@ -45,6 +46,8 @@ def main() -> None:
 
 
 main.add_command(costs)
+main.add_command(health)
+main.add_command(ping)
 main.add_command(prices)
 
 
@@ -89,7 +92,7 @@ def announce(gateway: Any) -> None:
     plan = gateway.runtime.plan
     click.echo(f"Genesis Gateway {__version__}, environment {plan.env}")
     click.echo(f"  agents  {gateway.data.url}/v1   (models: auto, {', '.join(plan.agents)})")
-    click.echo(f"  admin   {gateway.admin.url}   (/metrics /livez /readyz /admin/explain /admin/config)")
+    click.echo(f"  admin   {gateway.admin.url}   (/health /metrics /livez /readyz /admin/explain /admin/config)")
     serving = {
         target.kind
         for agent in plan.agents.values()
@@ -270,36 +273,6 @@ def keys_new(name: str, agents: tuple[str, ...]) -> None:
         entry["agents"] = list(agents)
     click.echo(f"The key, shown this once: {key}\n\nInto policies/<environment>.toml:\n")
     click.echo(to_toml({"keys": [entry]}), nl=False)
-
-
-@main.command()
-@click.option("--url", default="", help="The admin listener; default: server.admin of the configuration.")
-@configured
-def ping(url: str, config: Path, policies: Path, env: str | None) -> None:
-    """Tell whether a gateway on this machine is alive.
-
-    Exit status 0 if it is, 1 if not: made for a container's health check.
-    """
-    from http.client import HTTPException
-    from urllib.request import ProxyHandler, build_opener
-
-    if not url:
-        loaded = load_or_exit(config, policies, env, want_secrets=False)
-        address = loaded.settings.server.admin
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address.host, address.host)
-        url = f"http://{host}:{address.port}"
-    if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{url!r} does not begin with http:// or https://", param_hint="--url")
-    # What is on this machine is not asked for by way of a proxy, whatever the environment says.
-    opener = build_opener(ProxyHandler({}))
-    try:
-        with opener.open(f"{url.rstrip('/')}/livez", timeout=3) as reply:
-            click.echo(f"{url} is alive ({reply.status})")
-    except HTTPException:
-        fail(f"{url} does not answer as a gateway should: it speaks no HTTP")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        fail(f"{url} does not answer as a gateway should: {getattr(reason, 'strerror', None) or reason}")
 
 
 @main.command()

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.decide.plan import Plan, compile_plan, upstreams_in_use
 from gateway.domain.money import Price, format_usd
+from gateway.domain.otel import Otel, read_otel
 from gateway.domain.policy import Policy, check_policy
 from gateway.domain.reading import Problem, Usd, join, nearest, read_struct
 from gateway.domain.rules import Routing, check_routing
@@ -55,6 +56,7 @@ class Loaded(NamedTuple):
     policy: Policy
     routing: Routing
     plan: Plan
+    otel: Otel
 
 
 class _Table(NamedTuple):
@@ -107,7 +109,8 @@ def load(
             problems += [lack for lack in _missing_variables(source, used) if lack not in problems]
     if problems or settings is None or policy is None or routing is None:
         raise ConfigError(problems)
-    return Loaded(env, paths, settings, policy, routing, compile_plan(env, settings, policy, routing, litellm_map))
+    plan = compile_plan(env, settings, policy, routing, litellm_map)
+    return Loaded(env, paths, settings, policy, routing, plan, read_otel(environ, settings.telemetry.otlp_endpoint))
 
 
 def missing_variables(paths: Paths, env: str, loaded: Loaded, environ: Mapping[str, str] = os.environ) -> list[str]:

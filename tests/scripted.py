@@ -115,7 +115,7 @@ class _Connection:
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             turn = Turn(self, head, b"")
-            turn.body = await self.reader.readexactly(int(turn.headers["content-length"]))
+            turn.body = await self.reader.readexactly(int(turn.headers.get("content-length", 0)))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         return turn

@@ -75,6 +75,15 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
+def test_where_metrics_are_exported_is_told_by_the_file_or_by_standard_variables(files: Files) -> None:
+    assert files.load().otel.metrics_url == ""
+    files.write(config=CONFIG + '[telemetry]\notlp_endpoint = "http://${COLLECTOR:-127.0.0.1}:4318"')
+    assert files.load().otel.metrics_url == "http://127.0.0.1:4318/v1/metrics"
+    found = files.load(OTEL_EXPORTER_OTLP_ENDPOINT="http://there:1", OTEL_METRIC_EXPORT_INTERVAL="1000").otel
+    assert (found.metrics_url, found.interval_s) == ("http://there:1/v1/metrics", 1.0)
+    assert files.load(OTEL_SDK_DISABLED="true").otel.metrics_url == ""
+
+
 # --- Problems --------------------------------------------------------------------------------------------------------
 
 

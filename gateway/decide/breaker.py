@@ -54,6 +54,16 @@ class BreakerLimits(NamedTuple):
     max_open_s: float
 
 
+class Recent(NamedTuple):
+    """What real calls tell of a model: how many lately, how many failed; the last one of all, whenever it was."""
+
+    calls: int
+    failures: int
+    last_s: float
+    has_last_failed: bool
+    is_shut: bool
+
+
 class Breaker:
     """One upstream's one model."""
 
@@ -105,6 +115,19 @@ class Breaker:
         """A call that went through ended without telling anything: its caller left, or the request was at fault."""
         if admission is Admission.PROBE:
             self._is_probing = False
+
+    def recent(self, now_s: float, within_s: float) -> Recent | None:
+        """What the calls of so long a time tell; None where there never was one. `is_shut`: no call is let through."""
+        if not self._outcomes:
+            return None
+        calls = failures = 0
+        for at_s, has_failed in reversed(self._outcomes):
+            if at_s < now_s - within_s:
+                break
+            calls += 1
+            failures += has_failed
+        is_shut = self.state is State.OPEN and now_s < self._opened_s + self._open_s
+        return Recent(calls, failures, *self._outcomes[-1], is_shut)
 
     def _open(self, event: Event, now_s: float) -> None:
         self._go(event)

@@ -18,7 +18,7 @@ from gateway.decide.targets import Target, Targets
 from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
-from gateway.domain.policy import BPS_PER_PERCENT, Budget, Cap, Key, Limits, OnCut, Overrides, Policy
+from gateway.domain.policy import BPS_PER_PERCENT, Budget, Cap, Health, Key, Limits, OnCut, Overrides, Policy
 from gateway.domain.rules import Routing
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     limits: Limits
     rules: tuple[Rule, ...]
     budget: Budget
+    health: Health
     keys: tuple[Key, ...]
     user_salt: Secret
     on_cut: OnCut
@@ -135,6 +136,7 @@ def compile_plan(
         limits=policy.limits,
         rules=rules_of((_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps), env),
         budget=policy.budget,
+        health=policy.health,
         keys=tuple(policy.keys),
         user_salt=settings.server.user_salt,
         on_cut=policy.stream.on_cut,

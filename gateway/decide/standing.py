@@ -46,6 +46,10 @@ class Standing:
             self._breakers[key] = Breaker(self._limits)
         return self._breakers[key]
 
+    def known(self, upstream: str, ref: str) -> Breaker | None:
+        """The same, for those who only look: one that nobody has asked for is not made."""
+        return self._breakers.get((upstream, ref))
+
     def _forget(self) -> None:
         """Make room: callers may name models outright, so their names must not fill our memory.
 

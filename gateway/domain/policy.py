@@ -138,6 +138,24 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True):
     on_store_failure: Literal["closed", "open"] = "closed"
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How the models' health is judged, without spending tokens.
+
+    `every_s`: how often the gateway looks by itself; 0: only when asked. `cache_s`: for so long a provider's word is
+    kept. `recent_s`: calls of so long a time say more than the provider. SLOW is a provider that takes `slow_ms` to
+    tell of a model, or a model half of whose recent streams begin after `slow_first_chunk_ms`. `warn_days`: from so
+    many days before a model is withdrawn, the log says so once a day.
+    """
+
+    every_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
+    cache_s: Seconds = 15.0
+    recent_s: Seconds = 60.0
+    timeout_s: Seconds = 5.0
+    slow_ms: Annotated[float, Meta(gt=0)] = 2_000.0
+    slow_first_chunk_ms: Annotated[float, Meta(gt=0)] = 5_000.0
+    warn_days: Annotated[int, Meta(ge=0, le=3_650)] = 90
+
+
 class Alerting(msgspec.Struct, frozen=True, kw_only=True):
     """Where budget and rollout events are told, beside the log: in Slack, by an incoming webhook."""
 
@@ -173,6 +191,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: dict[str, TimeoutOverrides] = {}
     budget: Budget = Budget()
     caps: list[Cap] = []
+    health: Health = Health()
     alerting: Alerting = Alerting()
     keys: list[Key] = []
     prices: dict[str, PriceEntry] = {}

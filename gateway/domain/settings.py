@@ -158,11 +158,12 @@ class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
-    """Histogram edges, in milliseconds, rising."""
+    """Histogram edges, in milliseconds, rising; and where a collector is, to which `/v1/metrics` is added."""
 
     latency_buckets_ms: tuple[Annotated[float, Meta(gt=0)], ...] = (
         5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000,
     )  # fmt: skip
+    otlp_endpoint: str = ""
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +246,9 @@ def check_settings(settings: Settings) -> list[Problem]:
     if not edges or list(edges) != sorted(set(edges)):
         fix = "edges must rise, and there must be one"
         problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
+    if settings.telemetry.otlp_endpoint:
+        instead = "a password belongs into OTEL_EXPORTER_OTLP_HEADERS"
+        _check_url("telemetry.otlp_endpoint", settings.telemetry.otlp_endpoint, "no /v1/metrics", instead, wrong)
     if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
         wrong("store.url", _without_secrets(settings.store.url), "use sqlite:///path or postgresql://...")
     return problems
@@ -267,19 +271,23 @@ def _check_upstream(key: str, upstream: Upstream, wrong: Callable[[str, str, str
         if upstream.base_url:
             wrong(f"{key}.base_url", upstream.base_url, "the simulator chooses its own address; leave it out")
         return
-    shown_url = _without_secrets(upstream.base_url)
+    _check_url(f"{key}.base_url", upstream.base_url, "its /v1", "a password belongs into api_key", wrong)
+
+
+def _check_url(key: str, text: str, path: str, instead: str, wrong: Callable[[str, str, str], None]) -> None:
+    shown_url = _without_secrets(text)
     try:
-        url = urlsplit(upstream.base_url)
+        url = urlsplit(text)
         is_http = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # A bracket without its twin, or a port above 65535.
-        wrong(f"{key}.base_url", shown_url, "is not an address")
+        wrong(key, shown_url, "is not an address")
         return
     if not is_http:
-        wrong(f"{key}.base_url", shown_url, "wants http://host... or https://host..., with its /v1")
+        wrong(key, shown_url, f"wants http://host... or https://host..., with {path}")
     if "@" in url.netloc:
-        wrong(f"{key}.base_url", shown_url, "a password belongs into api_key, not into the address")
+        wrong(key, shown_url, f"{instead}, not into the address")
     if url.query or url.fragment:
-        wrong(f"{key}.base_url", shown_url, "must not hold a query or a fragment")
+        wrong(key, shown_url, "must not hold a query or a fragment")
 
 
 def _without_secrets(url: str) -> str:

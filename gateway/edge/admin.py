@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from gateway.decide.explain import explain
+from gateway.decide.health import Condition, Overall
 from gateway.decide.identify import Caller
 from gateway.domain.errors import GatewayError
 from gateway.domain.wire import read_chat
@@ -19,6 +20,7 @@ from gateway.edge.admin_costs import Costs
 from gateway.edge.admit import leave_to_read_body, read_body
 from gateway.edge.data_app import add_no_such_path
 from gateway.edge.guard import Handler, guarded
+from gateway.edge.health import Health
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
 
@@ -30,6 +32,10 @@ def admin_app(runtime: Runtime, ledger: Path) -> web.Application:
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics_of(runtime))
+    health = Health(runtime)
+    app.cleanup_ctx.append(health.run)
+    app.router.add_get("/health", _health_of(health))
+    app.router.add_get("/health/{agent}", _agent_health_of(health))
     app.router.add_get("/admin/config", guarded(_config))
     app.router.add_post("/admin/explain", guarded(_explain), expect_handler=leave_to_read_body)
     Costs(runtime, ledger).add_to(app)
@@ -51,6 +57,27 @@ async def _readyz(request: web.Request) -> web.Response:
         "config": {"is_current": not runtime.reload_error, "reload_error": runtime.reload_error or None},
     }
     return _json(body, status=503 if runtime.is_draining else 200)
+
+
+def _health_of(health: Health) -> Handler:
+    async def tell(request: web.Request) -> web.Response:
+        """Of all agents. 503 only where one has no model that answers: a degraded gateway still serves."""
+        overall, found = await health.report()
+        return _json(found, status=503 if overall is Overall.ERROR else 200)
+
+    return tell
+
+
+def _agent_health_of(health: Health) -> Handler:
+    async def tell(request: web.Request) -> web.Response:
+        """Of one agent, likewise."""
+        try:
+            condition, found = await health.report_on(request.match_info["agent"])
+        except GatewayError as error:
+            return error_reply(error)
+        return _json(found, status=503 if condition is Condition.ERROR else 200)
+
+    return tell
 
 
 def _metrics_of(runtime: Runtime) -> Handler:

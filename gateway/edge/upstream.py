@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from io import BytesIO
 from typing import Protocol
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError
+from yarl import URL
 
 from gateway import __version__
 from gateway.domain.errors import FaultKind, UpstreamFault
@@ -59,6 +61,10 @@ class Upstream(Protocol):
 
     async def send(self, body: bytes, headers: Mapping[str, str], *, within_s: float) -> Exchange:
         """Post a chat request; return when the status is known. Raises `UpstreamFault`."""
+        ...
+
+    async def look_up(self, model: str, *, within_s: float) -> Exchange:
+        """Ask for a model's card, or with "" for the list of them. Costs no tokens. Raises `UpstreamFault`."""
         ...
 
     async def close(self) -> None:
@@ -140,6 +146,7 @@ class HttpUpstream:
         self.name = name
         self.stream_usage = settings.stream_usage
         self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._models_url = f"{base_url.rstrip('/')}/models"
         self._key = settings.api_key
         self._headers = {"Authorization": f"Bearer {self._key.reveal()}"} if self._key else {}
         self._headers |= {
@@ -172,6 +179,16 @@ class HttpUpstream:
                     headers={**self._headers, **headers},
                     allow_redirects=False,
                 )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _fault_of(error, self.name) from error
+        return HttpExchange(response, self._key)
+
+    async def look_up(self, model: str, *, within_s: float) -> HttpExchange:
+        """Get a model's card, or the list. An id may hold slashes and colons, and they stay as they are."""
+        url = f"{self._models_url}/{quote(model, safe='/:@')}" if model else self._models_url
+        try:
+            async with asyncio.timeout(within_s):
+                response = await self._session.get(URL(url, encoded=True), headers=self._headers, allow_redirects=False)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _fault_of(error, self.name) from error
         return HttpExchange(response, self._key)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.decide.breaker import TRANSITIONS, Admission, Breaker, BreakerLimits, Event, State
+from gateway.decide.breaker import TRANSITIONS, Admission, Breaker, BreakerLimits, Event, Recent, State
 
 LIMITS = BreakerLimits(consecutive=3, share=0.5, min_calls=10, window_s=30, open_s=5, max_open_s=20)
 
@@ -102,6 +102,25 @@ def test_a_call_from_before_the_opening_neither_closes_it_nor_counts_as_its_prob
     breaker.abandoned(early)
     assert breaker.state is State.HALF_OPEN
     assert not breaker.admit(5)
+
+
+def test_what_calls_tell_is_of_so_long_a_time_and_the_last_one_is_never_forgotten() -> None:
+    breaker = Breaker(LIMITS)
+    assert breaker.recent(0, 60) is None
+    fail(breaker, 1, 0)
+    for now_s in (10, 50, 60):
+        breaker.succeeded(Admission.ORDINARY, now_s)
+    assert breaker.recent(60, 60) == Recent(4, 1, 60, False, False)
+    assert breaker.recent(60.1, 60) == Recent(3, 0, 60, False, False)
+    assert breaker.recent(9_999, 60) == Recent(0, 0, 60, False, False)
+
+
+def test_what_calls_tell_says_whether_any_is_let_through_and_lets_none_through_itself() -> None:
+    breaker = Breaker(LIMITS)
+    fail(breaker, 3, 0)
+    assert breaker.recent(4.9, 60) == Recent(3, 3, 0, True, True)
+    assert breaker.recent(5, 60) == Recent(3, 3, 0, True, False)
+    assert breaker.state is State.OPEN
 
 
 class AnyOrder(RuleBasedStateMachine):

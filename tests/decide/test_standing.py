@@ -36,6 +36,16 @@ def test_each_model_at_each_upstream_has_a_breaker_of_its_own() -> None:
     }
 
 
+def test_who_only_looks_makes_no_breaker() -> None:
+    found = known()
+    assert found.known("a", "a/one") is None
+    assert list(found.breakers()) == []
+    assert found.known("a", "a/one") is None
+    made = found.breaker("a", "a/one")
+    assert found.known("a", "a/one") is made
+    assert found.known("b", "a/one") is None
+
+
 def test_all_models_of_an_upstream_share_its_retry_budget() -> None:
     found = known(budget_floor=1, budget_percent=0.0)
     assert found.budget("a").take(0)

@@ -89,6 +89,8 @@ def test_each_problem_names_its_key_and_the_remedy(change: tuple[str, str], key:
         ("[telemetry]\nlatency_buckets_ms = []", "telemetry.latency_buckets_ms"),
         ("[telemetry]\nlatency_buckets_ms = [5, 5]", "telemetry.latency_buckets_ms"),
         ("[telemetry]\nlatency_buckets_ms = [10, 5]", "telemetry.latency_buckets_ms"),
+        ('[telemetry]\notlp_endpoint = "127.0.0.1:4318"', "telemetry.otlp_endpoint"),
+        ('[telemetry]\notlp_endpoint = "http://h:99999"', "telemetry.otlp_endpoint"),
         ('[store]\nurl = "redis://x"', "store.url"),
         ('[store]\nurl = ""', "store.url"),
     ],
@@ -104,7 +106,10 @@ def test_the_other_tables(extra: str, key: str) -> None:
      "http://u:p@hunter2@h/v1", "//u:hunter2@h"],
 )  # fmt: skip
 def test_no_address_gives_a_password_away(url: str) -> None:
-    for text in (GOOD.replace("http://127.0.0.1:8000/v1", url), GOOD + f'[store]\nurl = "{url}"'):
+    elsewhere = [
+        GOOD + f'[{key}]\n{name} = "{url}"' for key, name in (("store", "url"), ("telemetry", "otlp_endpoint"))
+    ]
+    for text in (GOOD.replace("http://127.0.0.1:8000/v1", url), *elsewhere):
         found = checked(text)
         assert found
         assert "hunter2" not in str(found)

@@ -148,10 +148,16 @@ async def test_both_formats_say_the_same(tmp_path: Path) -> None:
 
 async def test_every_declared_metric_is_shown_with_its_help_and_no_other(tmp_path: Path) -> None:
     cap = '[[caps]]\nper = "total"\nrequests = 100\n'
-    async with running_gateway(tmp_path, agents=FAULTY, policy=FINETUNED + cap) as gateway:
+    agents = FAULTY.replace("sim/simulator-large", "sim/simulator-deprecated")
+    async with (
+        running_gateway(tmp_path, agents=agents, policy=FINETUNED + cap) as gateway,
+        connected(gateway.admin_url) as admin,
+    ):
         await make_calls(gateway)
         gateway.runtime.observer.resumed("sim")
         gateway.runtime.observer.crossed(0.25)
+        admin.send(request("GET", "/health"))
+        await admin.reply()
         _, text = await scrape(gateway)
         families = {family.name: family for family in classic_parser.text_string_to_metric_families(text)}
         assert set(families) == {declared.name for declared in METRICS}

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import __version__
 from gateway.domain.errors import FaultKind, UpstreamFault
+from gateway.domain.secret import Secret
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge import upstream
 from gateway.edge.upstream import HttpUpstream
@@ -251,3 +252,41 @@ async def test_no_more_connections_are_opened_than_the_limit_says(tmp_path: Path
         go_on.set()
         assert {(await answer).status for answer in asked} == {200}
         assert most == trip.first.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        ("", "/v1/models"),
+        ("ft:open-mistral-7b:5010731d:20251031:ecc3829c", "/v1/models/ft:open-mistral-7b:5010731d:20251031:ecc3829c"),
+        ("meta-llama/Llama-3.1-8B", "/v1/models/meta-llama/Llama-3.1-8B"),
+        ("a b?c#d%2e\r\né", "/v1/models/a%20b%3Fc%23d%252e%0D%0A%C3%A9"),
+    ],
+)
+async def test_a_model_is_looked_up_under_its_id_and_with_our_key(model: str, target: str) -> None:
+    async def shows(turn: Turn) -> None:
+        await turn.reply({"id": "m"})
+
+    async with scripted(shows) as provider:
+        pool = HttpUpstream("one", UpstreamSettings(kind="compatible", api_key=Secret(KEY)), f"{provider.base_url}/")
+        try:
+            for _ in range(2):
+                exchange = await pool.look_up(model, within_s=5)
+                assert (exchange.status, await exchange.read()) == (200, b'{"id":"m"}')
+                exchange.close(is_sound=True)
+        finally:
+            await pool.close()
+        assert [(turn.method, turn.target, turn.body) for turn in provider.turns] == [("GET", target, b"")] * 2
+        assert {turn.headers["authorization"] for turn in provider.turns} == {f"Bearer {KEY}"}
+        assert provider.connections == 1
+
+
+async def test_a_look_up_fails_as_a_call_does() -> None:
+    async with scripted(silent) as provider:
+        pool = HttpUpstream("one", UpstreamSettings(kind="compatible"), provider.base_url)
+        try:
+            with pytest.raises(UpstreamFault) as caught:
+                await pool.look_up("m", within_s=0.02)
+            assert caught.value.kind is FaultKind.FIRST_BYTE
+        finally:
+            await pool.close()
