@@ -50,12 +50,15 @@ bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 # --- prove ------------------------------------------------------------------
 
 .PHONY: check test cover failover caps
-check: .venv/.dev ## lint, types, policies, Dockerfile
+check: .venv/.dev ## lint, types, policies, Dockerfile, and Prometheus' rules where promtool is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/gateway check
 	$(BIN)/hadolint Dockerfile
+	@if command -v promtool >/dev/null; then \
+	  promtool check config prometheus/prometheus.yml && promtool test rules prometheus/tests/*.yml; \
+	else echo "promtool is not on PATH, so prometheus/ was not checked; Debian's package: prometheus"; fi
 
 test: check ## check, then every test (ARGS="-k budget" picks some)
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
