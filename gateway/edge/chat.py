@@ -7,8 +7,8 @@ exactly once, and before the last byte of its answer leaves.
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from functools import partial
 
 from aiohttp import web
@@ -29,10 +29,18 @@ from gateway.edge.runtime import RUNTIME
 log = logging.getLogger("gateway.call")
 
 
+def new_call_id() -> str:
+    """A name for a call: 48 bits of time and 80 of chance.
+
+    Names that rise with time go side by side into the ledger's tree, which halves what a row costs there.
+    """
+    return f"req-{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`."""
     runtime = request.app[RUNTIME]
-    call = OpenCall(runtime, f"req-{uuid.uuid4().hex}")
+    call = OpenCall(runtime, new_call_id())
     runtime.observer.in_flight += 1
     response: web.StreamResponse | None = None
     tell_when_lost(request, partial(_left, call, asyncio.current_task()))
