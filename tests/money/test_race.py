@@ -5,7 +5,6 @@ none is left waiting for what nobody holds.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,13 +136,14 @@ async def test_all_rounds_at_once_do_not_touch_each_other(tmp_path: Path, proces
 
 
 @pytest.mark.parametrize("processes", [1, 4])
-async def test_a_call_is_clamped_to_what_is_left_and_the_cap_is_used_to_the_token(
-    tmp_path: Path, processes: int
-) -> None:
+async def test_a_call_is_clamped_to_what_is_left(tmp_path: Path, processes: int) -> None:
     half = UNIT // 2
+    # A call is cut down to what is there at that moment. Beside others a part of it may be on its way from one process
+    # to another, and then the call gets a little less than what is left.
+    leaves = 0 if processes == 1 else half
     races = {
-        "plain": Round(FIT * UNIT + half, calls("plain")),
-        "stream": Round(FIT * UNIT + half, calls("stream", stream=True)),
+        "plain": Round(FIT * UNIT + half, calls("plain"), leaves),
+        "stream": Round(FIT * UNIT + half, calls("stream", stream=True), leaves),
         "dense": rounds()["dense"],
         "part": rounds()["part"],
     }
@@ -155,9 +155,12 @@ async def test_a_call_is_clamped_to_what_is_left_and_the_cap_is_used_to_the_toke
             answers = await gateways.race(race.calls)
             check_round(provider, operation, race, answers)
             if operation in ("plain", "stream"):
-                assert Counter(one.max_tokens for one in answers if one.status == 200) == {
-                    None: FIT, half // OUTPUT["full"]: 1,
-                }  # fmt: skip
+                limits = [one.max_tokens for one in answers if one.status == 200]
+                clamped = [limit for limit in limits if limit is not None]
+                assert len(limits) - len(clamped) == FIT
+                assert sum(clamped) <= half // OUTPUT["full"]
+                if processes == 1:
+                    assert clamped == [half // OUTPUT["full"]]
         await gateways.stop()
         check_ledger(gateways, provider)
 
