@@ -14,7 +14,10 @@ Basis = Literal["exact", "estimate", "bound", "none", "manual"]
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One try at one model. `fault` is None where it answered; cost and tokens are what was booked, or is in doubt."""
+    """One try at one model. `fault` is None where it answered; cost and tokens are what was booked, or is in doubt.
+
+    `span_id` is that of the span the provider was told of, where the call is traced.
+    """
 
     ref: str
     started_ms: int
@@ -24,13 +27,15 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     is_in_doubt: bool = False
     cost_nusd: int = 0
     tokens: int = 0
+    span_id: str = ""
 
 
 class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, omit_defaults=True):
     """What is kept of a call: enough for the bill, the comparison and the post-mortem; no prompt, no user in clear.
 
     Times are unix milliseconds, durations milliseconds. `model_asked`, `model_sent` and `model_answered` are three
-    names kept apart: what the caller wrote, the reference we chose, what the provider says it was.
+    names kept apart: what the caller wrote, the reference we chose, what the provider says it was. `trace_id` is the
+    trace that the call belongs to, in 32 hex digits; `span_id` is our own span in it, in 16, where it is sampled.
     """
 
     id: str
@@ -63,3 +68,6 @@ class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, om
     first_chunk_ms: float | None = None
     overhead_ms: float = 0.0
     client_left: bool = False
+    trace_id: str = ""
+    span_id: str = ""
+    parent_span_id: str = ""

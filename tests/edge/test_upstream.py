@@ -14,7 +14,7 @@ from gateway.domain.secret import Secret
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge import upstream
 from gateway.edge.upstream import HttpUpstream
-from tests.journey import KEY, journey
+from tests.journey import KEY, NO_RETRIES, POLICY, journey
 from tests.scripted import (
     DONE,
     Scene,
@@ -197,6 +197,34 @@ async def test_a_connection_whose_answer_was_not_read_to_its_end_is_not_used_aga
         await trip.first.turns[0].peer_left.wait()
         assert (await trip.ask(stream=True)).streamed_text == "again"
         assert trip.first.connections == 2
+
+
+def half_of_it(status: int = 200, *, stream: bool = False) -> Scene:
+    """A length that is half of the body's, and no byte beyond it yet: whole to HTTP, and no sense to anybody."""
+
+    async def scene(turn: Turn) -> None:
+        body = event(delta("Pa")) * 3 if stream else msgspec.json.encode(completion("Paris"))
+        kind = "text/event-stream" if stream else "application/json"
+        length = len(body) // 2
+        await turn.raw(
+            b"HTTP/1.1 %d X\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (status, kind.encode(), length)
+            + body[:length]
+        )
+
+    return scene
+
+
+@pytest.mark.parametrize(("status", "stream"), [(200, False), (200, True), (503, False)])
+async def test_after_a_body_that_made_no_sense_its_rest_cannot_pass_for_the_next_answer(
+    tmp_path: Path, status: int, stream: bool
+) -> None:
+    scenes = half_of_it(status, stream=stream), says("Paris")
+    async with journey(tmp_path, *scenes, policy=POLICY + NO_RETRIES) as trip:
+        await trip.ask(model="lone_agent", stream=stream)
+        # Nobody could use it again, whatever still comes on it: it is closed, and not only left aside.
+        await trip.first.turns[0].peer_left.wait()
+        assert (await trip.ask(model="lone_agent")).text == "Paris"
+        assert [turn.connection for turn in trip.first.turns] == [0, 1]
 
 
 async def test_a_connection_that_the_provider_has_closed_meanwhile_is_noticed(tmp_path: Path) -> None:
