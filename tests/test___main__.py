@@ -1,6 +1,6 @@
 """`python -m gateway` is the same as `gateway`: the same words, the same exit status."""
 
-from tests.test_cli import process
+from tests.cli.test_main import process
 
 
 def test_the_module_is_the_command() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from gateway.cli_options import configured, load_or_exit
+from gateway.cli.options import configured, load_or_exit
 from gateway.config import Loaded
 from gateway.decide.caps import Rule
 from gateway.decide.prices import price_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.cli_prices import prices
+from gateway.cli.prices import prices
 from tests.planning import ROOT
 
 CONFIG = """

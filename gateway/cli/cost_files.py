@@ -4,7 +4,7 @@ A file is written beside its place and then moved there, so a command that fails
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from io import TextIOWrapper
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from gateway.cli_ledger import Chosen, Desk, desk, for_configuration, is_terminal, note, say, signed, span_or_exit
-from gateway.cli_options import fail
+from gateway.cli.ledger import Chosen, Desk, desk, for_configuration, is_terminal, note, say, signed, span_or_exit
+from gateway.cli.options import fail
 from gateway.domain.money import format_usd
 from gateway.domain.spans import DAY_MS
 from gateway.domain.variables import is_reference
@@ -37,20 +37,24 @@ _IDS_SHOWN = 5
 def report(out: Path, since: str, until: str, chosen: Chosen) -> None:
     """Write the cost dashboard, Markdown with SVG plots.
 
-    It needs matplotlib: pip install 'genesis-gateway[reports]'.
+    Plots need matplotlib: pip install 'genesis-gateway[reports]'. Without it the report has none.
     """
-    from gateway.lab.cost_report import PlotsMissing, write_report
+    from gateway.lab.cost_report import write_report
 
     with desk(chosen) as opened:
         span = span_or_exit(since, until, opened.now_ms)
         try:
-            with _at_work("reading the ledger, drawing"):
+            with at_work("reading the ledger, drawing"):
                 written = write_report(opened.ledger, opened.env, opened.plan.rules, opened.now_s, span, out)
-        except PlotsMissing as missing:
-            fail(str(missing))
         except OSError as error:
             fail(f"{out} cannot be written: {error.strerror or error}")
-    say(f"{out}, with {len(written) - 1} plots in {out.with_suffix('')}")
+    say(told(written))
+
+
+def told(written: Sequence[Path]) -> str:
+    """What was written: a report, and its plots."""
+    out, *plots = written
+    return f"{out}, with {len(plots)} plots in {out.with_suffix('')}" if plots else f"{out}, without plots: it says why"
 
 
 @click.command("export")
@@ -75,7 +79,7 @@ def export_command(file: Path, since: str, until: str, chosen: Chosen) -> None:
                     sys.stdout.reconfigure(encoding="utf-8", newline="")
                 export_csv(rows, sys.stdout)
                 return
-            with _at_work("writing"):
+            with at_work("writing"):
                 beside = file.with_name(f".{file.name}.part")
                 with beside.open("w", encoding="utf-8", newline="") as sheet:
                     count = export_csv(rows, sheet)
@@ -100,14 +104,14 @@ def import_command(file: Path, who: str, chosen: Chosen) -> None:
     with desk(chosen, is_new_allowed=True) as opened:
         name = "stdin" if str(file) == "-" else str(file)
         try:
-            with _opened(file) as sheet, _at_work(f"reading {name}"):
+            with _opened(file) as sheet, at_work(f"reading {name}"):
                 rows = read_csv(sheet, name, env=opened.env)
         except OSError as error:
             fail(f"{name} cannot be read: {error.strerror or error}")
         except CsvProblems as found:
             note(str(found))
             fail(f"{_counted(len(found.problems), 'problem')}; nothing was booked")
-        with _at_work(f"booking {len(rows):,} rows"):
+        with at_work(f"booking {len(rows):,} rows"):
             added = opened.ledger.add(rows, who=who)
     usd = format_usd(sum(row.amounts.nusd for row in rows))
     say(f"{name}: {_counted(len(rows), 'row')}, {usd} usd; {added.added:,} added, {added.known:,} known before")
@@ -220,7 +224,7 @@ def _ask_mistral(opened: Desk, upstream: str, month: str, key_file: Any) -> "lis
             return await fetch_mistral_usage(session, key, year=wanted.year, month=wanted.month)
 
     try:
-        with _at_work("asking Mistral"):
+        with at_work("asking Mistral"):
             return asyncio.run(ask())
     except UsageUnavailable as unavailable:
         fail(str(unavailable))
@@ -239,7 +243,7 @@ def _covered_ms(theirs: "list[UsageDay]") -> tuple[int, int]:
 
 
 @contextmanager
-def _at_work(what: str) -> Iterator[None]:
+def at_work(what: str) -> Iterator[None]:
     """Show somebody who looks on that it goes on."""
     if is_terminal():
         from rich.console import Console

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from gateway.cli_options import configured, fail, load_or_exit
+from gateway.cli.options import configured, fail, load_or_exit
 
 if TYPE_CHECKING:
     from rich.text import Text

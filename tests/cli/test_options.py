@@ -6,9 +6,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli_options import configured, fail, load_or_exit
+from gateway.cli.options import configured, fail, load_or_exit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @click.command()

@@ -10,14 +10,14 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from gateway.cli import main
-from gateway.cli_costs import costs
+from gateway.cli.costs import costs
+from gateway.cli.main import main
 from gateway.decide.by_hand import SWITCHES
 from gateway.domain.ledger import Amounts
 from gateway.store.store import Stop
 from tests.ledgers import DAY_MS, HOUR_MS, LEGAL, NOON_MS, QA, USD, House, row
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 POLICY = """
 [[caps]]
 per = "hour"

@@ -1,4 +1,4 @@
-"""`gateway health` as a person and a script meet it: tables, JSON, exit statuses. `gateway ping` is in test_cli.py."""
+"""`gateway health` as a person and a script meet it: tables, JSON, exit statuses. `gateway ping` is in test_main.py."""
 
 import asyncio
 import threading
@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.cli.test_main import ROOT, run
 from tests.running import running_gateway
 from tests.scripted import refusing_port
-from tests.test_cli import ROOT, run
 
 MODEL: dict[str, Any] = {
     "verdict": "OK", "reason": "the provider knows it", "evidence": "probe", "age_s": 2.4,

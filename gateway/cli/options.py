@@ -1,6 +1,6 @@
 """What the commands share: the options that say which configuration is meant, reading it, and failing in words.
 
-A file of its own, so that commands may live in other files than cli.py without an import cycle.
+A file of its own, so that commands may live in other files than main.py without an import cycle.
 """
 
 import sys

@@ -18,13 +18,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cli import main, to_toml
+from gateway.cli.main import main, to_toml
 from gateway.config import effective, load
 from gateway.decide.identify import find_caller
 from gateway.domain.errors import Refused
 from tests.test_config import SHIPPED, Files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str, **environ: str) -> Result:
@@ -220,7 +220,7 @@ def test_explain_says_who_would_answer_and_why() -> None:
     said = dict(re.findall(r"^(\w+(?: \d)?) {2,}(.*)$", result.output, re.M))
     assert said["agent"].startswith("support_agent ")
     assert 'word "my order"' in said["agent"]
-    assert re.search(r"\(experiment; bucket \d+ of 10000, share 10 %\)", said["variant"])
+    assert re.search(r"\(experiment; bucket \d+ of 10000, share 10 %[,)]", said["variant"])
     assert said["chain 1"].startswith("mistral/")
     assert "usd per million tokens" in said["chain 1"]
     assert "20.00" in said["caps"]

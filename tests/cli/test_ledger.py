@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gateway.cli_ledger import Chosen, desk, login_name, span_or_exit
+from gateway.cli.ledger import Chosen, desk, login_name, span_or_exit
 from gateway.store.store import StoreError
 from tests.ledgers import NOON_MS, NOON_S, House
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli_options import configured, fail, load_or_exit
+from gateway.cli.options import configured, fail, load_or_exit
 from gateway.config import Loaded
 from gateway.decide.plan import Plan
 from gateway.domain.errors import Refused
 from gateway.domain.spans import Span, read_instant, read_span
 
 if TYPE_CHECKING:
+    from gateway.edge.alerts import Alerts
     from gateway.store.ledger import Ledger
     from gateway.store.store import Stop
 
@@ -83,18 +84,23 @@ def desk(chosen: Chosen, *, is_new_allowed: bool = False) -> Iterator[Desk]:
 
 
 def tell_stop(opened: Desk, stop: "Stop", *, is_lifted: bool = False) -> None:
-    """Tell Slack of a kill switch, where the policy has a webhook: gateways see it in the ledger, and tell nobody."""
+    """Tell Slack of a kill switch."""
+    tell_slack(opened.loaded, lambda alerts: alerts.told_stop(stop, is_lifted=is_lifted))
+
+
+def tell_slack(loaded: Loaded, what: Callable[["Alerts"], None]) -> None:
+    """Tell Slack, where the policy has a webhook: gateways see in the store what was done here, and tell nobody."""
     import asyncio
 
     from gateway.edge.alerts import Alerts
 
-    alerting = opened.loaded.policy.alerting
+    alerting = loaded.policy.alerting
     if not (alerting.enabled and alerting.slack_webhook):
         return
 
     async def tell() -> None:
-        alerts = Alerts(alerting, env=opened.env)
-        alerts.told_stop(stop, is_lifted=is_lifted)
+        alerts = Alerts(alerting, env=loaded.env)
+        what(alerts)
         await alerts.close()
         if not alerts.sent:
             click.echo("Slack could not be told.", err=True)

@@ -6,6 +6,7 @@ What only one command needs is imported inside it, so that `gateway --help` and 
 import errno
 import secrets
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 import click
 
 from gateway import __version__
-from gateway.cli_costs import costs
-from gateway.cli_health import health, ping
-from gateway.cli_options import configured, fail, load_or_exit
-from gateway.cli_prices import prices
+from gateway.cli.costs import costs
+from gateway.cli.health import health, ping
+from gateway.cli.options import configured, fail, load_or_exit
+from gateway.cli.prices import prices
+from gateway.cli.replay import replay
+from gateway.cli.report import report
+from gateway.cli.rollout import rollout
 from gateway.config import (
     ConfigError,
     Loaded,
@@ -29,6 +33,7 @@ from gateway.config import (
     look_up,
     missing_variables,
 )
+from gateway.decide.plan import Plan
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem
 from gateway.store.price_map import load_price_map
@@ -49,6 +54,9 @@ main.add_command(costs)
 main.add_command(health)
 main.add_command(ping)
 main.add_command(prices)
+main.add_command(replay)
+main.add_command(report)
+main.add_command(rollout)
 
 
 @main.command()
@@ -205,10 +213,8 @@ def explain(
 ) -> None:  # fmt: skip
     """Say what would happen to a message, and why.
 
-    Nobody is called. Exit status 1 where the call would be refused.
+    Nobody is called. The share is the one in force, as the store has it. Exit status 1 where the call would be refused.
     """
-    import time
-
     import msgspec
 
     from gateway.decide.explain import explain as explain_call
@@ -223,13 +229,16 @@ def explain(
     named = dict(map(split_header, headers))
     try:
         body = read_chat(msgspec.json.encode(request))
-        found = explain_call(loaded.plan, named, body, Caller("", (), is_trusted=True), now_s=time.time())
+        found = explain_call(with_rollouts(loaded), named, body, Caller("", (), is_trusted=True), now_s=time.time())
     except GatewayError as error:
         fail(f"refused: {error.status} {error.code}: {error.message}")
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
-    arm = f"bucket {found.bucket} of 10000, share {found.share_percent:g} %" if found.bucket is not None else "no user"
+    share = f"share {found.share_percent:g} %"
+    if found.variant_from == "experiment" and found.share_from == "policy":
+        share += ", where the policy starts a rollout: no gateway has begun it here"
+    arm = f"bucket {found.bucket} of 10000, {share}" if found.bucket is not None else "no user"
     rule = f"rule {found.rule!r}: " if found.rule else ""
     click.echo(f"environment  {found.env}")
     click.echo(f"agent        {found.agent}   ({rule}{found.why})")
@@ -241,6 +250,23 @@ def explain(
             click.echo(f"             drops {', '.join(link.fields_dropped)}")
     click.echo(f"caps         {'; '.join(found.caps) or 'none'}")
     click.echo(f"sent         {msgspec.json.encode(found.sent).decode()}")
+
+
+def with_rollouts(loaded: Loaded) -> Plan:
+    """The plan at the shares where the rollouts stand, where there is a store that tells."""
+    from gateway.store.experiments import Experiments
+    from gateway.store.store import StoreError
+    from gateway.treasury import ledger_path
+
+    path = ledger_path(loaded.settings)
+    if not loaded.plan.is_experiment or not path.exists():
+        return loaded.plan
+    try:
+        with Experiments(path, clock=time.time, is_new_allowed=False) as experiments:
+            return loaded.plan.with_rollouts(experiments.states(loaded.env))
+    except StoreError as error:
+        click.echo(f"the policy's shares are shown: {error}", err=True)
+        return loaded.plan
 
 
 def split_header(header: str) -> tuple[str, str]:

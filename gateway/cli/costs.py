@@ -1,7 +1,7 @@
 """`gateway costs`: how the caps stand, entries by hand, what is in doubt, and the kill switch. Prints; decides nothing.
 
 It works on the ledger itself, without a gateway and beside running ones. The commands that read and write files are in
-cli_cost_files.py.
+cost_files.py.
 """
 
 import secrets
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 import click
 import msgspec
 
-from gateway.cli_cost_files import export_command, import_command, reconcile_command, report
-from gateway.cli_ledger import Chosen, Desk, desk, for_configuration, note, say, signed, span_or_exit, tell_stop
+from gateway.cli.cost_files import export_command, import_command, reconcile_command, report
+from gateway.cli.ledger import Chosen, Desk, desk, for_configuration, note, say, signed, span_or_exit, tell_stop
 from gateway.decide.by_hand import Entry, actual_of, doubts_about, read_switch, row_of_entry, summary
 from gateway.decide.caps import Rule
 from gateway.domain.ledger import LedgerRow
