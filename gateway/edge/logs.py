@@ -5,10 +5,16 @@ Secrets are of a type that prints as `***`, and a record's extra fields are chos
 
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
+
+from gateway.domain.call import CallRecord
+
+# The call that is being served here, so that whatever is logged on its way carries its ids.
+IN_CALL: ContextVar[CallRecord | None] = ContextVar("in_call", default=None)
 
 
 class JsonLines(logging.Formatter):
@@ -21,7 +27,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            **_fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -35,6 +41,14 @@ class JsonLines(logging.Formatter):
             return msgspec.json.encode(shown).decode()
 
 
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    call, own = IN_CALL.get(), getattr(record, "fields", {})
+    if call is None:
+        return own
+    ids = {"id": call.id, "trace": call.trace_id} if call.trace_id else {"id": call.id}
+    return {**ids, **own}
+
+
 def _writable(value: object) -> str:
     return str(value).encode("utf-8", "backslashreplace").decode()
 
@@ -45,7 +59,7 @@ class PlainLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its newline."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items() if value != "")
+        fields = " ".join(f"{key}={value}" for key, value in _fields(record).items() if value != "")
         text = f"{time} {record.levelname.lower():<7} {record.name}: {record.getMessage()} {fields}".rstrip()
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 from uuid import uuid4
 
+from opentelemetry.sdk.metrics import Exemplar as OtelExemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -24,10 +25,11 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from gateway import __version__
-from gateway.edge.observe import Declared, Distribution, Figures, Kind
+from gateway.edge.distribution import Distribution, Exemplar, Figures
+from gateway.edge.metrics import Declared, Kind
 
 SERVICE = "genesis-gateway"
-_SCOPE = InstrumentationScope("gateway", __version__)
+SCOPE = InstrumentationScope("gateway", __version__)
 # An optional field that is left out: the smallest and the largest value are not kept.
 _NOT_KEPT = cast(float, None)
 
@@ -49,7 +51,7 @@ def resource_of(env: str) -> Resource:
 def metrics_data(resource: Resource, figures: Iterable[Figures], *, began_ns: int, now_ns: int) -> MetricsData:
     """All figures at this moment. Metrics without a value yet are left out."""
     metrics = [_metric(declared, rows, began_ns, now_ns) for declared, rows in figures if rows]
-    return MetricsData([ResourceMetrics(resource, [ScopeMetrics(_SCOPE, metrics, "")], "")])
+    return MetricsData([ResourceMetrics(resource, [ScopeMetrics(SCOPE, metrics, "")], "")])
 
 
 def _metric(declared: Declared, rows: Any, began_ns: int, now_ns: int) -> Metric:
@@ -76,7 +78,13 @@ def _histogram_point(
         explicit_bounds=values.edges,
         min=_NOT_KEPT,
         max=_NOT_KEPT,
+        exemplars=[_exemplar(left) for left in (values.exemplars or {}).values()],
     )
+
+
+def _exemplar(left: Exemplar) -> OtelExemplar:
+    at_ns = round(left.at_ms * 1e6)
+    return OtelExemplar({}, float(left.value), at_ns, int(left.span_id, 16), int(left.trace_id, 16))
 
 
 def _attributes(declared: Declared, labels: tuple[str, ...]) -> dict[str, str]:

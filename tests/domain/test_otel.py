@@ -4,42 +4,58 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.otel import DEFAULT_INTERVAL_S, Otel, is_http_url, read_otel
+from gateway.domain.otel import DEFAULT_INTERVAL_S, Batching, Exporting, Otel, Sampling, is_http_url, read_otel
 
 ALL = "OTEL_EXPORTER_OTLP_ENDPOINT"
 METRICS = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
+TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 ON = {ALL: "http://all:4318"}
 
 
 @pytest.mark.parametrize(
-    ("environ", "endpoint", "url"),
+    ("environ", "endpoint", "metrics", "traces"),
     [
-        ({}, "", ""),
-        ({}, "http://file:4318", "http://file:4318/v1/metrics"),
-        ({}, "https://file/otlp/", "https://file/otlp/v1/metrics"),
-        (ON, "", "http://all:4318/v1/metrics"),
-        (ON, "http://file:4318", "http://all:4318/v1/metrics"),
-        ({ALL: "http://all:4318/"}, "", "http://all:4318/v1/metrics"),
-        # That of the metrics is taken as it is.
-        ({METRICS: "http://own:1/path"}, "", "http://own:1/path"),
-        ({METRICS: "http://own:1/path", **ON}, "http://file", "http://own:1/path"),
+        ({}, "", "", ""),
+        ({}, "http://file:4318", "http://file:4318/v1/metrics", "http://file:4318/v1/traces"),
+        ({}, "https://file/otlp/", "https://file/otlp/v1/metrics", "https://file/otlp/v1/traces"),
+        (ON, "", "http://all:4318/v1/metrics", "http://all:4318/v1/traces"),
+        (ON, "http://file:4318", "http://all:4318/v1/metrics", "http://all:4318/v1/traces"),
+        ({ALL: "http://all:4318/"}, "", "http://all:4318/v1/metrics", "http://all:4318/v1/traces"),
+        # That of one signal is taken as it is, and says nothing of the other.
+        ({METRICS: "http://own:1/path"}, "", "http://own:1/path", ""),
+        ({TRACES: "http://own:1/path"}, "", "", "http://own:1/path"),
+        ({METRICS: "http://own:1/path", **ON}, "http://file", "http://own:1/path", "http://all:4318/v1/traces"),
+        ({TRACES: "http://own:1/path"}, "http://file", "http://file/v1/metrics", "http://own:1/path"),
         # Set to nothing is not set, says the specification.
-        ({METRICS: " ", ALL: ""}, "http://file", "http://file/v1/metrics"),
-        ({**ON, "OTEL_SDK_DISABLED": "true"}, "", ""),
-        ({**ON, "OTEL_SDK_DISABLED": "TRUE"}, "http://file", ""),
+        ({METRICS: " ", ALL: ""}, "http://file", "http://file/v1/metrics", "http://file/v1/traces"),
+        ({**ON, "OTEL_SDK_DISABLED": "true"}, "", "", ""),
+        ({**ON, "OTEL_SDK_DISABLED": "TRUE"}, "http://file", "", ""),
         # Anything but true is false.
-        ({**ON, "OTEL_SDK_DISABLED": "1"}, "", "http://all:4318/v1/metrics"),
-        ({**ON, "OTEL_METRICS_EXPORTER": "none"}, "", ""),
-        ({**ON, "OTEL_METRICS_EXPORTER": "prometheus"}, "", ""),
-        ({**ON, "OTEL_METRICS_EXPORTER": "console, otlp"}, "", "http://all:4318/v1/metrics"),
-        ({**ON, "OTEL_METRICS_EXPORTER": "otlp"}, "", "http://all:4318/v1/metrics"),
+        ({**ON, "OTEL_SDK_DISABLED": "1"}, "", "http://all:4318/v1/metrics", "http://all:4318/v1/traces"),
+        ({**ON, "OTEL_METRICS_EXPORTER": "none"}, "", "", "http://all:4318/v1/traces"),
+        ({**ON, "OTEL_TRACES_EXPORTER": "none"}, "", "http://all:4318/v1/metrics", ""),
+        ({**ON, "OTEL_METRICS_EXPORTER": "prometheus"}, "", "", "http://all:4318/v1/traces"),
+        (
+            {**ON, "OTEL_TRACES_EXPORTER": "console, otlp"},
+            "",
+            "http://all:4318/v1/metrics",
+            "http://all:4318/v1/traces",
+        ),
         # Asking for it says not yet where to.
-        ({"OTEL_METRICS_EXPORTER": "otlp"}, "", ""),
+        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_TRACES_EXPORTER": "otlp"}, "", "", ""),
+        # Over gRPC the address is the whole of it: the path is the service's name.
+        (
+            {**ON, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+            "",
+            "http://all:4318/v1/metrics",
+            "http://all:4318",
+        ),
     ],
 )
-def test_where_the_metrics_go(environ: dict[str, str], endpoint: str, url: str) -> None:
+def test_where_metrics_and_traces_go(environ: dict[str, str], endpoint: str, metrics: str, traces: str) -> None:
     found = read_otel(environ, endpoint)
-    assert found.metrics_url == url
+    assert (found.metrics.url, found.traces.url) == (metrics, traces)
+    assert found.is_on == bool(metrics or traces)
     assert found.complaints == ()
 
 
@@ -62,15 +78,90 @@ def test_where_the_metrics_go(environ: dict[str, str], endpoint: str, url: str) 
 def test_how_often(written: str, interval_s: float, complains: bool) -> None:
     found = read_otel({**ON, "OTEL_METRIC_EXPORT_INTERVAL": written}, "")
     assert (found.interval_s, bool(found.complaints)) == (interval_s, complains)
-    assert found.metrics_url
+    assert found.metrics.url
+    assert read_otel({"OTEL_METRIC_EXPORT_INTERVAL": written, TRACES: "http://own"}, "").complaints == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "metrics", "traces"),
+    [
+        ({}, "http/protobuf", "http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "http/protobuf", "http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc", "grpc"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc"}, "grpc", "http/protobuf"),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+            "grpc",
+            "http/protobuf",
+        ),
+    ],
+)
+def test_each_signal_has_its_protocol(environ: dict[str, str], metrics: str, traces: str) -> None:
+    found = read_otel({**ON, **environ}, "")
+    assert (found.metrics.protocol, found.traces.protocol) == (metrics, traces)
+    assert found.complaints == ()
 
 
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"])
-def test_another_protocol_is_told_and_not_spoken(name: str) -> None:
-    found = read_otel({**ON, name: "grpc"}, "")
-    assert found.metrics_url
-    assert "http/protobuf" in found.complaints[0]
-    assert read_otel({**ON, name: "http/protobuf"}, "").complaints == ()
+def test_a_protocol_that_nobody_speaks_is_told_once(name: str) -> None:
+    found = read_otel({**ON, name: "http/json"}, "")
+    assert found.metrics == Exporting("http://all:4318/v1/metrics", "http/protobuf")
+    assert found.complaints == (f"{name} asks for a protocol other than http/protobuf and grpc; it is http/protobuf",)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "arg", "sampling", "complains"),
+    [
+        ("", "", Sampling(0.25, True), False),
+        # Of no sampler, says the specification.
+        ("", "0.5", Sampling(0.25, True), False),
+        ("always_on", "0.5", Sampling(1.0, False), False),
+        ("always_off", "", Sampling(0.0, False), False),
+        ("traceidratio", "0.5", Sampling(0.5, False), False),
+        ("traceidratio", "", Sampling(1.0, False), False),
+        ("parentbased_always_on", "", Sampling(1.0, True), False),
+        ("parentbased_always_off", "", Sampling(0.0, True), False),
+        ("parentbased_traceidratio", ".001", Sampling(0.001, True), False),
+        ("parentbased_traceidratio", "0", Sampling(0.0, True), False),
+        ("parentbased_traceidratio", "1.0", Sampling(1.0, True), False),
+        ("parentbased_traceidratio", "1.01", Sampling(1.0, True), True),
+        ("parentbased_traceidratio", "-0.1", Sampling(1.0, True), True),
+        ("parentbased_traceidratio", "nan", Sampling(1.0, True), True),
+        ("parentbased_traceidratio", "10%", Sampling(1.0, True), True),
+        ("jaeger_remote", "", Sampling(0.25, True), True),
+        ("ALWAYS_ON", "", Sampling(0.25, True), True),
+    ],
+)
+def test_which_calls_are_traced(sampler: str, arg: str, sampling: Sampling, complains: bool) -> None:
+    environ = {**ON, "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": arg}
+    found = read_otel(environ, "", trace_ratio=0.25)
+    assert (found.sampling, bool(found.complaints)) == (sampling, complains)
+    # Where nobody is traced, nothing is wrong with it.
+    assert read_otel({**environ, "OTEL_TRACES_EXPORTER": "none"}, "").complaints == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "batching", "complains"),
+    [
+        ({}, Batching(5.0, 2_048, 512), 0),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "250"}, Batching(0.25, 2_048, 512), 0),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "64"}, Batching(5.0, 64, 64), 0),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}, Batching(5.0, 2_048, 1), 0),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4096"}, Batching(5.0, 2_048, 2_048), 0),
+        (
+            {
+                "OTEL_BSP_SCHEDULE_DELAY": "0",
+                "OTEL_BSP_MAX_QUEUE_SIZE": "63",
+                "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "many",
+            },
+            Batching(),
+            3,
+        ),
+    ],
+)
+def test_how_spans_are_batched(environ: dict[str, str], batching: Batching, complains: int) -> None:
+    found = read_otel({**ON, **environ}, "")
+    assert (found.batching, len(found.complaints)) == (batching, complains)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +170,27 @@ def test_another_protocol_is_told_and_not_spoken(name: str) -> None:
 def test_what_is_no_address_is_not_sent_to(bad: str) -> None:
     assert not is_http_url(bad)
     assert read_otel({ALL: bad}, "http://file") == Otel(
-        complaints=("OTEL_EXPORTER_OTLP_ENDPOINT is not an http address, so no metrics are exported",)
+        complaints=(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is not an http address, so no metrics are exported",
+            "OTEL_EXPORTER_OTLP_ENDPOINT is not an http address, so no traces are exported",
+        )
     )
     # As with `gateway check`, where a variable in the file may be missing.
     assert "telemetry.otlp_endpoint" in read_otel({}, bad).complaints[0]
 
 
-@given(st.text(), st.text(), st.text())
-def test_no_value_is_ever_quoted_and_none_is_an_error(endpoint: str, interval: str, protocol: str) -> None:
-    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    values = [f"{value}-s3cr3t" for value in (endpoint, interval, protocol)]
-    found = read_otel(dict(zip(names, values, strict=True)), "")
-    assert not any("s3cr3t" in complaint for complaint in found.complaints)
+@given(st.text(), st.text())
+def test_no_value_is_ever_quoted_and_none_is_an_error(endpoint: str, value: str) -> None:
+    names = (
+        "OTEL_METRIC_EXPORT_INTERVAL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_BSP_SCHEDULE_DELAY",
+        "OTEL_BSP_MAX_QUEUE_SIZE",
+    )
+    environ = {ALL: f"http://host/{endpoint}", **dict.fromkeys(names, f"{value}-s3cr3t")}
+    for sampler in (f"{value}-s3cr3t", "traceidratio"):
+        environ |= {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": f"{value}-s3cr3t"}
+        found = read_otel(environ, "")
+        assert len(found.complaints) >= 5
+        assert not any("s3cr3t" in complaint for complaint in found.complaints)

@@ -14,8 +14,11 @@ from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.errors import CODES, FaultKind
 from gateway.domain.money import Usage
 from gateway.domain.policy import Breakers, Retries
+from gateway.edge.distribution import Distribution, Figures
+from gateway.edge.exposition import Snapshot
 from gateway.edge.gen_ai import Operations
-from gateway.edge.observe import METRICS, Declared, Distribution, Figures, Kind, Observer
+from gateway.edge.metrics import METRICS, Declared, Kind
+from gateway.edge.observe import Observer
 from gateway.edge.otlp_metrics import metrics_data, resource_of
 from tests.collector import Export
 from tests.planning import plan_of
@@ -125,7 +128,7 @@ def test_ten_thousand_strangers_make_no_series_in_either_exporter() -> None:
                     first_chunk_ms=dice.choice((None, 1.0)),
                 )
             )
-        text = generate_latest(observer.registry()).decode()
+        text = generate_latest(Snapshot(observer.figures())).decode()
         prometheus = {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
         return prometheus, encoded(*observer.figures(), *operations.figures()).series
 
