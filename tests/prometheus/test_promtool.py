@@ -1,6 +1,6 @@
 """promtool, the tool that Prometheus itself comes with, takes the shipped files as they are.
 
-The proofs of prometheus/tests take 10 s and run in `make check`, which `make test` begins with.
+The proofs of prometheus/tests take half a minute and run in `make check`, which `make test` begins with.
 """
 
 import shutil

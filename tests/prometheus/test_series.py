@@ -10,7 +10,7 @@ import pytest
 
 from gateway.domain.errors import CODES
 from gateway.domain.settings import Telemetry
-from gateway.edge.observe import METRICS, Kind
+from gateway.edge.metrics import METRICS, Kind
 from tests.prometheus.promql import FOLDER, ROOT, Asked, asked_by, cases, read, recorded, rules_of, shown
 
 THE_EIGHT = {
@@ -20,7 +20,8 @@ THE_EIGHT = {
 OURS = {
     "ErrorBudgetBurnFast", "ErrorBudgetBurn", "ErrorBudgetBurnSlow", "BreakerOpen", "CapNear", "CapReached",
     "BudgetRefusesCalls", "CapOvershoot", "SpendingStopped", "JournalBehind", "StoreDown", "SlackFailing",
-    "GatewayDown", "ReloadFailed", "ModelRetiring", "ExportFailing",
+    "GatewayDown", "ReloadFailed", "ModelRetiring", "ExportFailing", "ModelInError", "ModelSlow",
+    "RolloutRolledBack", "RolloutBreachStands", "RolloutUnwatched",
 }  # fmt: skip
 RULES, ALERTS = rules_of("rules.yml"), rules_of("alerts.yml")
 RUNBOOKS = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
