@@ -70,10 +70,14 @@ class Account:
         return max(0, self.rule.limit - self.used - self.held)
 
 
-class News(NamedTuple):
-    """What the store says of an account. `granted`: leased to us; `elsewhere`: to others, of whom one may want more."""
+class Balance(NamedTuple):
+    """What the store says of an account. `leased` is this process's own, `elsewhere` all others'.
 
-    granted: int
+    `posted` holds what is in doubt, too. `is_wanted`: another process was refused of late, or more is leased than there
+    is, so nothing is to be kept.
+    """
+
+    leased: int
     posted: int
     in_doubt: int
     elsewhere: int
@@ -254,12 +258,11 @@ class Books:
             return account
         return self._past.get((name, start_s))
 
-    def heard(self, account: Account, news: News, *, seen_s: float) -> None:
+    def heard(self, account: Account, balance: Balance, *, seen_s: float) -> None:
         """What the store said of an account."""
-        account.granted, account.posted, account.in_doubt, account.elsewhere = news[:4]
-        account.is_wanted = news.is_wanted
+        account.granted, account.posted, account.in_doubt, account.elsewhere, account.is_wanted = balance
         account.seen_s = seen_s
-        if news.is_wanted:
+        if balance.is_wanted:
             self._wanted[account] = None
 
     def returns(self, now_s: float, *, holders: int, is_leaving: bool = False) -> list[tuple[Account, int]]:

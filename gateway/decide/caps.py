@@ -2,7 +2,8 @@
 
 A cap is a rule; each value of its scope in each window is an account. The rule's `id` leaves out the limit, so a cap
 that is raised or lowered keeps what was spent under it. The same rules are used before a call (decide/budget.py) and
-by the ledger (store/), so both count alike.
+by the ledger (store/), so both count alike. Shadow calls count only where a cap names their operation: nothing that
+callers are held to knows of them.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from gateway.decide.windows import Per, Window, window_of
 from gateway.domain.ledger import Amounts, Dimensions
 from gateway.domain.money import format_usd
 from gateway.domain.policy import Cap, scope_names
+from gateway.domain.shadow_policy import SHADOW
 
 Unit = Literal["usd", "requests", "tokens"]
 
@@ -35,7 +37,19 @@ class Rule(NamedTuple):
 
     def applies(self, on: Dimensions) -> bool:
         """Whether a call on these dimensions counts here."""
+        if on.operation == SHADOW and not self.counts_shadows:
+            return False
         return not self.only or all(getattr(on, name) in values for name, values in self.only)
+
+    @property
+    def counts_shadows(self) -> bool:
+        """Whether shadow calls count here: its `only` names their operation."""
+        return any(name == "operation" and SHADOW in values for name, values in self.only)
+
+    @property
+    def counts_calls(self) -> bool:
+        """Whether anything but shadow calls may count here."""
+        return not any(name == "operation" and values == {SHADOW} for name, values in self.only)
 
     def account(self, on: Dimensions) -> str:
         """The name of the account such a call counts in, the same in every process."""

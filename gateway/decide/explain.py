@@ -37,6 +37,7 @@ class Explanation(msgspec.Struct, kw_only=True):
     why: str
     bucket: int | None
     share_percent: float
+    share_from: str
     variant: str
     variant_from: str
     max_tokens: int
@@ -77,6 +78,8 @@ def explain(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Call
         why=who.why,
         bucket=assignment.bucket,
         share_percent=who.agent.share_bps / 100,
+        # Only a rollout that has begun has an experiment.
+        share_from="rollout" if who.agent.experiment else "policy",
         variant=assignment.variant,
         variant_from=who.variant_from or assignment.variant_from,
         max_tokens=filled.max_tokens,

@@ -13,6 +13,7 @@ from gateway.decide.route import Prompt
 from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.names import ID, NAME, is_id, is_name
+from gateway.domain.shadow_policy import SHADOW
 from gateway.domain.wire import ChatBody
 
 AUTO = "auto"
@@ -80,7 +81,7 @@ def identify(plan: Plan, headers: Mapping[str, str], body: ChatBody, caller: Cal
         rule=rule,
         why=why,
         user=_user(said.get("x-gateway-user", ""), body),
-        operation=_id_header(said, "x-gateway-operation") or "inference",
+        operation=_operation(said),
         # An unknown agent that the policy lets pass gets the baseline, whatever the experiment says.
         variant="baseline" if agent_from == "unknown" else forced,
         variant_from="unknown agent" if agent_from == "unknown" else "",
@@ -165,6 +166,15 @@ def _id_header(headers: Mapping[str, str], name: str) -> str:
     if value and not is_id(value):
         raise Refused("invalid_header", f"{name} may hold {ID}", param=name)
     return value
+
+
+def _operation(said: Mapping[str, str]) -> str:
+    """What the call is for. Shadow calls fall under no cap of callers, so that no caller may pass for one."""
+    value = _id_header(said, "x-gateway-operation")
+    if value == SHADOW:
+        message = f"the operation {SHADOW} is reserved for the gateway's own shadow calls"
+        raise Refused("invalid_header", message, param="x-gateway-operation")
+    return value or "inference"
 
 
 def _variant(plan: Plan, value: str) -> Variant | None:

@@ -13,15 +13,30 @@ from gateway.decide.assign import bucket_of, hash_user, is_treated
 from gateway.decide.caps import Rule, rules_of
 from gateway.decide.fallback import RetryLimits
 from gateway.decide.prices import PriceBook
+from gateway.decide.rollout_plan import RolloutPlan, rollout_plan
 from gateway.decide.route import Routes, compile_routes
 from gateway.decide.targets import Target, Targets
 from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
-from gateway.domain.policy import BPS_PER_PERCENT, Budget, Cap, Health, Key, Limits, OnCut, Overrides, Policy
+from gateway.domain.policy import (
+    BPS_PER_PERCENT,
+    Budget,
+    Cap,
+    Health,
+    Key,
+    Limits,
+    OnCut,
+    Overrides,
+    Policy,
+    Traces,
+    shadow_caps,
+)
+from gateway.domain.rollout import RolloutState
 from gateway.domain.rules import Routing
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Agent, PriceEntry, Settings, split_ref
+from gateway.domain.shadow_policy import Shadow
 from gateway.domain.wire import raw
 
 RAW_AGENT = "raw"
@@ -49,6 +64,9 @@ class AgentPlan(NamedTuple):
     finetuned: tuple[Target, ...]
     baseline: tuple[Target, ...]
     defaults: Mapping[str, Raw]
+    # Of its rollout, by which its calls are counted; 0 before it has begun.
+    experiment: int = 0
+    stage: int = 0
 
 
 class Plan(NamedTuple):
@@ -69,6 +87,9 @@ class Plan(NamedTuple):
     rules: tuple[Rule, ...]
     budget: Budget
     health: Health
+    traces: Traces
+    rollouts: Mapping[str, RolloutPlan]
+    shadow: Shadow
     keys: tuple[Key, ...]
     user_salt: Secret
     on_cut: OnCut
@@ -76,8 +97,24 @@ class Plan(NamedTuple):
 
     @property
     def is_capped(self) -> bool:
-        """Whether some cap counts dollars."""
-        return any(rule.unit == "usd" for rule in self.rules)
+        """Whether some cap counts the dollars of callers."""
+        return any(rule.unit == "usd" and rule.counts_calls for rule in self.rules)
+
+    def shows_prompts(self, agent: str) -> bool:
+        """Whether the spans of this agent's calls hold their texts."""
+        return self.traces.prompts and (not self.traces.agents or agent in self.traces.agents)
+
+    def with_rollouts(self, states: Mapping[str, RolloutState]) -> "Plan":
+        """The same plan at the shares where the rollouts stand: a policy only says where they start."""
+        if not self.is_experiment:
+            return self
+        agents = {
+            name: agent._replace(share_bps=state.share_bps, experiment=state.experiment, stage=state.stage)
+            if (state := states.get(name)) is not None
+            else agent
+            for name, agent in self.agents.items()
+        }
+        return self._replace(agents=agents)
 
     def raw_agent(self, ref: str) -> AgentPlan | None:
         """A stand-in agent for a model named outright, where the policy lets it pass and the upstream exists."""
@@ -97,6 +134,12 @@ class Plan(NamedTuple):
     ) -> Assignment:
         """The arm for this user of this agent. `variant` is what the caller forces; raises `Refused` if it may not."""
         bucket = bucket_of(agent.salt, user) if user else None
+        return self.assign_bucket(agent, bucket, variant=variant, allow_fallback=allow_fallback)
+
+    def assign_bucket(
+        self, agent: AgentPlan, bucket: int | None, *, variant: Variant | None = None, allow_fallback: bool = True
+    ) -> Assignment:
+        """The same for a user of whom only the bucket is known; None: a call without a user."""
         chosen, reason = self._arm(agent, bucket, variant)
         chain = agent.finetuned if chosen == "finetuned" else agent.baseline
         return Assignment(chosen, reason, bucket, chain if allow_fallback else chain[:1])
@@ -121,6 +164,7 @@ def compile_plan(
 ) -> Plan:
     """One plan from checked parts. Anything wrong with them has been reported before this."""
     targets = Targets(settings, policy, PriceBook(policy.prices, settings.prices, litellm_map))
+    caps = [*policy.caps, *shadow_caps(policy.shadow)]
     return Plan(
         env=env,
         agents={name: _agent_plan(name, agent, policy, targets) for name, agent in settings.agents.items()},
@@ -134,9 +178,12 @@ def compile_plan(
         allow_raw_models=policy.models.allow_raw_models,
         overrides=policy.overrides,
         limits=policy.limits,
-        rules=rules_of((_cap_by_kept_users(cap, settings.server.user_salt) for cap in policy.caps), env),
+        rules=rules_of((_cap_by_kept_users(cap, settings.server.user_salt) for cap in caps), env),
         budget=policy.budget,
         health=policy.health,
+        traces=policy.traces,
+        rollouts={name: rollout_plan(policy, name) for name in settings.agents} if policy.ab_testing.enabled else {},
+        shadow=policy.shadow,
         keys=tuple(policy.keys),
         user_salt=settings.server.user_salt,
         on_cut=policy.stream.on_cut,

@@ -9,16 +9,21 @@ import msgspec
 from gateway.decide.prices import PriceBook
 from gateway.domain.money import Price
 from gateway.domain.policy import Policy, TimeoutOverrides
-from gateway.domain.settings import PriceEntry, Settings, Timeouts, split_ref
+from gateway.domain.settings import PriceEntry, Settings, Timeouts, TraceContext, split_ref
 
 # Mistral goes on from a last assistant message marked `prefix`; of the others it has to be said.
 _CONTINUES_BY_KIND = frozenset({"mistral"})
+# A caller's baggage may hold anything, so servers of other people's do not get it unasked.
+_TRACE_CONTEXT_BY_KIND: Mapping[str, TraceContext] = {
+    "openai": "trace", "mistral": "trace", "compatible": "all", "simulator": "all",
+}  # fmt: skip
 
 
 class Target(NamedTuple):
     """One model at one upstream: what to ask for, where, in which dialect, at which price, and for how long.
 
     `context_tokens` of None: not known. `continues`: it goes on from an assistant message that has begun.
+    `trace_context`: what it is told of the trace that a call belongs to.
     """
 
     ref: str
@@ -29,6 +34,7 @@ class Target(NamedTuple):
     timeouts: Timeouts
     context_tokens: int | None
     continues: bool
+    trace_context: TraceContext = "trace"
 
 
 class Targets:
@@ -61,6 +67,7 @@ class Targets:
             timeouts=self._timeouts[serving],
             context_tokens=_best(self._context_tokens, ref),
             continues=settings.kind in _CONTINUES_BY_KIND if settings.continues is None else settings.continues,
+            trace_context=settings.trace_context or _TRACE_CONTEXT_BY_KIND[settings.kind],
         )
 
 

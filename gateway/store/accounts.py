@@ -6,14 +6,13 @@ in it, also where its rule was not in force for a while.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import msgspec
 
 from gateway.decide.caps import Rule
 from gateway.decide.windows import Window
 from gateway.domain.ledger import Dimensions
-from gateway.store.counting import Counted, fold, folds
+from gateway.store.counting import Counted, fold, folds, load_rules
 from gateway.store.leases import lost_in
 from gateway.store.store import Ask
 
@@ -27,17 +26,6 @@ _LONGEST_S = 32 * 86_400
 _ENCODE = msgspec.json.Encoder(order="deterministic").encode
 
 
-def registered_rules(database: sqlite3.Connection) -> list[Rule]:
-    """The rules that rows are counted under, whoever brings them."""
-    return [_decoded(rule) for (rule,) in database.execute("SELECT rule FROM rules")]
-
-
-@lru_cache(maxsize=512)
-def _decoded(rule: str) -> Rule:
-    """Read at every sync, and changed once in a day."""
-    return msgspec.json.decode(rule, type=Rule)
-
-
 def ids_of(rules: Iterable[Rule]) -> str:
     """The rules a process goes by, as its row among the holders has them."""
     return _ENCODE([rule.id for rule in rules]).decode()
@@ -45,7 +33,7 @@ def ids_of(rules: Iterable[Rule]) -> str:
 
 def register(database: sqlite3.Connection, rules: Iterable[Rule]) -> None:
     """Have every row, whoever brings it, counted under these rules from now on."""
-    known = {rule.id for rule in registered_rules(database)}
+    known = {rule.id for rule in load_rules(database)}
     for rule in rules:
         database.execute("INSERT OR REPLACE INTO rules VALUES (?, ?, ?)", (rule.id, rule.env, _ENCODE(rule).decode()))
         if rule.id not in known:
@@ -59,7 +47,7 @@ def _fold_anew(database: sqlite3.Connection, rule: Rule) -> None:
         sums = folds(database, rule, window)
         for account, *span in found:
             if Window(*span) == window:
-                counted = _sum(sums.get(account, Counted()), lost_in(database, account, window))
+                counted = sums.get(account, Counted()).plus(lost_in(database, account, window))
                 database.execute(
                     "UPDATE accounts SET posted = ?, in_doubt = ? WHERE account = ? AND start_s = ?",
                     (*counted, account, window.start_s),
@@ -76,7 +64,7 @@ def retire(database: sqlite3.Connection, rules: Sequence[Rule], former_ids: Iter
     needed = {rule.id for rule in rules}
     for (ids,) in database.execute("SELECT rule_ids FROM holders WHERE NOT is_lost"):
         needed.update(msgspec.json.decode(ids, type=list[str]))
-    for rule in registered_rules(database):
+    for rule in load_rules(database):
         if rule.id not in needed and (rule.env in envs or rule.id in former):
             database.execute("DELETE FROM rules WHERE rule_id = ?", (rule.id,))
 
@@ -84,7 +72,7 @@ def retire(database: sqlite3.Connection, rules: Sequence[Rule], former_ids: Iter
 def make_account(database: sqlite3.Connection, ask: Ask) -> None:
     """Make an account that nobody has asked for yet: the sum of what the ledger has for it."""
     rule, window = ask.rule, Window(ask.spot.start_s, ask.end_s)
-    counted = _sum(fold(database, rule, ask.on, window), lost_in(database, ask.spot.account, window))
+    counted = fold(database, rule, ask.on, window).plus(lost_in(database, ask.spot.account, window))
     # Only what makes a call count here; who else the first caller was is no affair of the account.
     telling = {*rule.scope, *(name for name, _ in rule.only)}
     dims = Dimensions(*(value if name in telling else "" for name, value in ask.on._asdict().items()))
@@ -93,10 +81,6 @@ def make_account(database: sqlite3.Connection, ask: Ask) -> None:
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*ask.spot, ask.end_s, rule.id, rule.env, rule.unit, _ENCODE(dims).decode(), *counted),
     )
-
-
-def _sum(one: Counted, other: Counted) -> Counted:
-    return Counted(one.posted + other.posted, one.in_doubt + other.in_doubt)
 
 
 def prune(database: sqlite3.Connection, now_ms: int) -> None:

@@ -6,6 +6,7 @@ what `fold` says, whoever brought the rows and in whatever order.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -13,6 +14,8 @@ import msgspec
 from gateway.decide.caps import Rule
 from gateway.decide.windows import Window
 from gateway.domain.ledger import Dimensions, LedgerRow
+from gateway.domain.shadow_policy import SHADOW
+from gateway.store.store import Spot
 
 ROW_COLUMNS = (
     "id, at_ms, env, agent, key, user, operation, model, variant, nusd, requests, tokens, "
@@ -20,9 +23,10 @@ ROW_COLUMNS = (
 )
 # What counts: a void row cost nothing, a released one was freed by hand.
 COUNTED = "state IN ('posted', 'in_doubt')"
-_COLUMN_OF = {"usd": "nusd", "requests": "requests", "tokens": "tokens"}
+COLUMN_OF = {"usd": "nusd", "requests": "requests", "tokens": "tokens"}
 _INSERT = f"INSERT INTO ledger ({ROW_COLUMNS}) VALUES ({', '.join('?' * 18)}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
-_DECODE = msgspec.json.Decoder(Rule).decode
+# Adds to what an account holds, where there is one.
+POST = "UPDATE accounts SET posted = posted + ?, in_doubt = in_doubt + ? WHERE account = ? AND start_s = ?"
 
 
 class Counted(NamedTuple):
@@ -31,11 +35,21 @@ class Counted(NamedTuple):
     posted: int = 0
     in_doubt: int = 0
 
+    def plus(self, other: "Counted") -> "Counted":
+        """Both together."""
+        return Counted(self.posted + other.posted, self.in_doubt + other.in_doubt)
+
 
 def load_rules(database: sqlite3.Connection, env: str | None = None) -> list[Rule]:
-    """The rules that processes have registered, of every environment or of one, by id."""
+    """The rules that rows are counted under, whoever brings them: of every environment or of one, by id."""
     found = database.execute("SELECT rule FROM rules WHERE ? IS NULL OR env = ? ORDER BY rule_id", (env, env))
-    return [_DECODE(rule) for (rule,) in found]
+    return [_decoded(rule) for (rule,) in found]
+
+
+@lru_cache(maxsize=512)
+def _decoded(rule: str) -> Rule:
+    """Read at every sync, and changed once in a day."""
+    return msgspec.json.decode(rule, type=Rule)
 
 
 def insert_row(database: sqlite3.Connection, row: LedgerRow) -> bool:
@@ -60,26 +74,27 @@ def row_from(found: Sequence[object]) -> LedgerRow:
     )
 
 
-def count_rows(database: sqlite3.Connection, rules: Sequence[Rule], rows: Iterable[LedgerRow], sign: int = 1) -> None:
+def count_rows(
+    database: sqlite3.Connection, rules: Sequence[Rule], rows: Iterable[LedgerRow], sign: int = 1
+) -> dict[Spot, Counted]:
     """Add rows to every account that exists and that they count in; with `sign` of -1, take them out again.
 
-    An account that does not exist yet is folded from the ledger when it is made, these rows with it.
+    An account that does not exist yet is folded from the ledger when it is made, these rows with it. Returns what was
+    added, also to accounts that do not exist.
     """
-    changes: dict[tuple[str, int], Counted] = {}
+    changes: dict[Spot, Counted] = {}
     for row in rows:
         if row.state not in ("posted", "in_doubt"):
             continue
         for rule in rules:
             amount = rule.amount(row.amounts) * sign
             if amount and rule.env == row.env and rule.applies(row.on):
-                spot = rule.account(row.on), rule.window(row.at_ms / 1000).start_s
-                posted, in_doubt = changes.get(spot, Counted())
-                changes[spot] = Counted(posted + amount, in_doubt + amount * (row.state == "in_doubt"))
+                spot = Spot(rule.account(row.on), rule.window(row.at_ms / 1000).start_s)
+                change = Counted(amount, amount if row.state == "in_doubt" else 0)
+                changes[spot] = changes.get(spot, Counted()).plus(change)
     # Once per account, not once per row: a large import must not keep the gateways from the database for long.
-    database.executemany(
-        "UPDATE accounts SET posted = posted + ?, in_doubt = in_doubt + ? WHERE account = ? AND start_s = ?",
-        [(*change, *spot) for spot, change in changes.items()],
-    )
+    database.executemany(POST, [(*change, *spot) for spot, change in changes.items()])
+    return changes
 
 
 def fold(database: sqlite3.Connection, rule: Rule, on: Dimensions, window: Window) -> Counted:
@@ -108,7 +123,7 @@ def spent(database: sqlite3.Connection, rule: Rule, since_ms: int, until_ms: int
 
 
 def _sums(database: sqlite3.Connection, rule: Rule, where: str, values: Sequence[object]) -> list[tuple[str, int, int]]:
-    column = _COLUMN_OF[rule.unit]
+    column = COLUMN_OF[rule.unit]
     names = [f"coalesce(nullif({name}, ''), '-')" for name in rule.scope]
     group = f" GROUP BY {', '.join(names)}" if names else ""
     # Only names of columns are put into the text; every value is bound.
@@ -126,6 +141,9 @@ def _condition(rule: Rule, since_ms: int, until_ms: int | None) -> tuple[str, li
     if until_ms is not None:
         where += " AND at_ms < ?"
         values.append(until_ms)
+    if not rule.counts_shadows:
+        where += " AND operation <> ?"
+        values.append(SHADOW)
     for name, wanted in rule.only:
         where += f" AND {name} IN ({', '.join('?' * len(wanted))})"
         values.extend(sorted(wanted))

@@ -153,9 +153,11 @@ class Journal:
             segment_path(self.directory, number).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Flush to the disk and close."""
-        os.fsync(self._fd)
-        os.close(self._fd)
+        """Flush to the disk and close. Raises OSError where the disk fails; it is closed then, too."""
+        try:
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
 
     # --- The file ----------------------------------------------------------------------------------------------------
 

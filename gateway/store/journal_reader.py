@@ -1,4 +1,4 @@
-"""A journal read back: every line that can be believed, and what of its money is not in the store yet."""
+"""A journal read back: every line that can be believed, and what of its money and calls is not in the store yet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.domain.call import CallRecord
 from gateway.domain.ledger import Held, InDoubt, LedgerRow, Line, Posted, Void, row_of
+from gateway.domain.outcome import Outcome, outcome_of
 from gateway.store.journal import Position, journal_files, segment_path, segments
 
 _decoder = msgspec.json.Decoder(Line)
@@ -49,15 +50,15 @@ class Replay:
 
     def __init__(self, directory: Path, told: Position) -> None:
         self.rows: list[LedgerRow] = []
+        # Some of them may have been told before: an attempt that was under way keeps `told` from moving on.
+        self.outcomes: list[Outcome] = []
         self.torn: list[Torn] = []
-        self.is_empty = True
         held: dict[str, Held] = {}
         for number in segments(directory):
             if number < told.segment:
                 continue
             offset = told.offset if number == told.segment else 0
             for line in read_segment(segment_path(directory, number), offset):
-                self.is_empty = False
                 match line:
                     case Held():
                         held[line.id] = line
@@ -66,6 +67,10 @@ class Replay:
                         # Without its beginning it was told before.
                         if begun is not None:
                             self.rows.append(row_of(begun, line))
+                    case CallRecord():
+                        outcome = outcome_of(line)
+                        if outcome is not None:
+                            self.outcomes.append(outcome)
                     case Torn():
                         self.torn.append(line)
         # Held and never resolved: it may have been billed, so it is never free.

@@ -13,15 +13,13 @@ import msgspec
 
 from gateway.decide.windows import Window
 from gateway.domain.ledger import Dimensions
-from gateway.store.counting import COUNTED, ROW_COLUMNS, Counted
+from gateway.store.counting import COLUMN_OF, COUNTED, POST, ROW_COLUMNS, Counted
 from gateway.store.store import Spot
 
 # A process tells that it lives every two seconds; one that is paused for this long is taken for dead.
 TTL_S = 15.0
 _NOTE_LOST = "leased to {holder}, which vanished; taken back when it returns"
 _NOTE_BACK = "the holder came back and told what it spent"
-_COLUMN_OF = {"usd": "nusd", "requests": "requests", "tokens": "tokens"}
-_POST = "UPDATE accounts SET posted = posted + ?, in_doubt = in_doubt + ? WHERE account = ? AND start_s = ?"
 
 
 class _Lost(NamedTuple):
@@ -91,7 +89,7 @@ def _post_in_doubt(database: sqlite3.Connection, holder: str, seen_ms: int, leas
     at_ms = max(seen_ms, lease.start_s * 1000)
     if lease.end_s is not None:
         at_ms = min(at_ms, lease.end_s * 1000 - 1)
-    amounts = {column: lease.amount if unit == lease.unit else 0 for unit, column in _COLUMN_OF.items()}
+    amounts = {column: lease.amount if unit == lease.unit else 0 for unit, column in COLUMN_OF.items()}
     on = msgspec.json.decode(lease.dims, type=Dimensions)
     database.execute(
         f"INSERT INTO ledger ({ROW_COLUMNS}, account, holder) VALUES ({', '.join('?' * 20)})",  # noqa: S608
@@ -100,7 +98,7 @@ def _post_in_doubt(database: sqlite3.Connection, holder: str, seen_ms: int, leas
             0, 0, "lease", _NOTE_LOST.format(holder=holder), lease.account, holder,
         ),
     )  # fmt: skip
-    database.execute(_POST, (lease.amount, lease.amount, lease.account, lease.start_s))
+    database.execute(POST, (lease.amount, lease.amount, lease.account, lease.start_s))
 
 
 def take_back(database: sqlite3.Connection, holder: str) -> set[Spot]:
@@ -119,7 +117,7 @@ def take_back(database: sqlite3.Connection, holder: str) -> set[Spot]:
         if state != "in_doubt":
             continue
         database.execute("UPDATE ledger SET state = 'released', note = ? WHERE id = ?", (_NOTE_BACK, id))
-        database.execute(_POST, (-amount, -amount, account, start_s))
+        database.execute(POST, (-amount, -amount, account, start_s))
     return {Spot(account, start_s) for _, _, _, account, start_s in found if start_s is not None}
 
 

@@ -6,7 +6,7 @@ transaction at a time. The invariant: what is changed by hand is in the audit lo
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -22,7 +22,7 @@ from gateway.store.balances import AccountStatus as AccountStatus
 from gateway.store.balances import balances
 from gateway.store.counting import COUNTED, ROW_COLUMNS, Counted, count_rows, folds, insert_row, load_rules, row_from
 from gateway.store.leases import lost_in
-from gateway.store.schema import open_database, reason
+from gateway.store.schema import open_database, transaction, unusable
 from gateway.store.store import Stop, StoreError, Total
 
 Group = Literal["agent", "model", "variant", "operation", "key", "user"]
@@ -126,7 +126,7 @@ class Ledger:
                 for record in found:
                     yield row_from(record)
         except sqlite3.Error as error:
-            raise self._failure(error) from error
+            raise unusable(self._path, error) from error
 
     def add(self, rows: Sequence[LedgerRow], *, who: str) -> Added:
         """Book entries by hand, all or none. What is spent is spent: they count in full, also above a cap.
@@ -250,8 +250,7 @@ class Ledger:
                     window = Window(start_s, end_s)
                     if window not in said:
                         said[window] = folds(database, rule, window)
-                    rows, lost = said[window].get(account, Counted()), lost_in(database, account, window)
-                    right = Counted(rows.posted + lost.posted, rows.in_doubt + lost.in_doubt)
+                    right = said[window].get(account, Counted()).plus(lost_in(database, account, window))
                     if right != (posted, in_doubt):
                         since = datetime.fromtimestamp(start_s, UTC).isoformat()
                         wrong.append(
@@ -270,27 +269,12 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and one snapshot for those who only read."""
-        database = self._database
-        try:
-            database.execute(f"BEGIN {kind}")
-            try:
-                yield database
-                database.execute("COMMIT")
-            finally:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
+    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._database, self._path, kind)
 
     def _note(self, database: sqlite3.Connection, who: str, what: str, **details: object) -> None:
         text = "INSERT INTO audit (at_ms, who, what, details) VALUES (?, ?, ?, ?)"
         database.execute(text, (int(self._clock() * 1000), who, what, msgspec.json.encode(details).decode()))
-
-    def _failure(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(f"the ledger at {self._path} cannot be used: {reason(error)}")
 
 
 def _by_day(quarters: Sequence[Total], zone: str) -> list[Total]:

@@ -1,14 +1,17 @@
-"""The SQLite file: how it is opened, what is in it, and how an older one is brought up to date.
+"""The SQLite file: how it is opened, what is in it, how an older one is brought up to date, and its transactions.
 
-Everything in it is integers and text: nUSD, unix milliseconds, unix seconds for windows. The file is its owner's alone
+Almost all in it is integers and text: nUSD, unix milliseconds, unix seconds for windows. The file is its owner's alone
 (0600). Migrations only go forward, one transaction each; a file from a newer gateway is refused, not guessed at.
 """
 
 import errno
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Literal
 
 from gateway.store.store import StoreError
 
@@ -80,6 +83,41 @@ _MIGRATIONS = (
         id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, details TEXT NOT NULL
     );
     """,
+    """
+    -- One row per call that a model was asked for: domain/outcome.py. Written once, never changed. In the order of
+    -- coming, not of ids, which are random: an experiment's calls lie together, and are read in a half of the time.
+    CREATE TABLE calls (
+        id TEXT NOT NULL UNIQUE, at_ms INTEGER NOT NULL, env TEXT NOT NULL, agent TEXT NOT NULL,
+        experiment INTEGER NOT NULL, stage INTEGER NOT NULL, share_bps INTEGER NOT NULL, variant TEXT NOT NULL,
+        bucket INTEGER, user TEXT NOT NULL, key TEXT NOT NULL, operation TEXT NOT NULL, model TEXT NOT NULL,
+        -- NULL where nobody knows: the caller left.
+        is_success INTEGER, is_fallback INTEGER NOT NULL, error TEXT NOT NULL,
+        -- The cell is that of domain/experiment.py:bucket_of_ms.
+        latency_us INTEGER NOT NULL, latency_cell INTEGER NOT NULL, first_chunk_us INTEGER,
+        cost_nusd INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL
+    );
+    CREATE INDEX calls_of_experiment ON calls (env, agent, experiment, at_ms);
+    CREATE INDEX calls_by_time ON calls (env, at_ms);
+
+    -- What a caller said last of a call, from -1 to 1.
+    CREATE TABLE feedback (
+        call_id TEXT NOT NULL, caller TEXT NOT NULL, at_ms INTEGER NOT NULL, score REAL NOT NULL, label TEXT NOT NULL,
+        PRIMARY KEY (call_id, caller)
+    ) WITHOUT ROWID;
+
+    -- Where each agent's rollout stands, as JSON, and every change that led there. Changes are only ever added.
+    CREATE TABLE rollouts (
+        env TEXT NOT NULL, agent TEXT NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,
+        PRIMARY KEY (env, agent)
+    ) WITHOUT ROWID;
+    CREATE TABLE rollout_changes (
+        env TEXT NOT NULL, agent TEXT NOT NULL, version INTEGER NOT NULL, at_ms INTEGER NOT NULL, change TEXT NOT NULL,
+        PRIMARY KEY (env, agent, version)
+    ) WITHOUT ROWID;
+
+    -- Who looks at the rollouts of an environment, for all processes.
+    CREATE TABLE leaders (env TEXT PRIMARY KEY, holder TEXT NOT NULL, until_ms INTEGER NOT NULL) WITHOUT ROWID;
+    """,
 )
 VERSION = len(_MIGRATIONS)
 
@@ -134,11 +172,34 @@ def open_database(
         _migrate(database, path)
     except sqlite3.Error as error:
         database.close()
-        raise StoreError(f"the ledger at {path} cannot be used: {reason(error)}") from error
+        raise unusable(path, error) from error
     except StoreError:
         database.close()
         raise
     return database
+
+
+@contextmanager
+def transaction(
+    database: sqlite3.Connection, path: Path, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
+) -> Iterator[sqlite3.Connection]:
+    """All or nothing for those who write; one snapshot for those who only read (`DEFERRED`). Raises `StoreError`."""
+    try:
+        database.execute(f"BEGIN {kind}")
+        try:
+            yield database
+            database.execute("COMMIT")
+        finally:
+            # SQLite has ended it by itself after some errors, such as a full disk.
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: sqlite3.Error) -> StoreError:
+    """The error for the ledger's users: which file, and why."""
+    return StoreError(f"the ledger at {path} cannot be used: {reason(error)}")
 
 
 def reason(error: Exception) -> str:

@@ -6,17 +6,19 @@ that is brought twice counts once.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from gateway.decide.budget import Balance
 from gateway.decide.caps import Rule
 from gateway.decide.windows import Window
 from gateway.domain.ledger import LedgerRow
-from gateway.store.accounts import ids_of, make_account, prune, register, registered_rules, retire
-from gateway.store.counting import insert_row
+from gateway.store.accounts import ids_of, make_account, prune, register, retire
+from gateway.store.counting import count_rows, insert_row, load_rules
 from gateway.store.leases import (
     count_alive,
     drop_leases,
@@ -26,8 +28,10 @@ from gateway.store.leases import (
     slice_of,
     take_back,
 )
-from gateway.store.schema import BUSY_S, open_database, reason
-from gateway.store.store import Ask, Batch, Crossing, Spot, Standing, Stop, StoreError, Synced
+from gateway.store.outcomes import insert_outcomes
+from gateway.store.rollouts import load_rollouts
+from gateway.store.schema import BUSY_S, open_database, transaction
+from gateway.store.store import Ask, Batch, Crossing, Spot, Stop, Synced
 
 # Where nothing else is to be written, a process says this often that it is alive.
 HEARTBEAT_S = 2.0
@@ -109,6 +113,7 @@ class SqliteStore:
         with self._transaction() as database:
             was_lost = self._is_lost(database, batch, now_ms)
             changed = self._post(database, batch.rows)
+            insert_outcomes(database, batch.outcomes)
             shrink_leases(database, self._holder, batch.returns)
             if was_lost or not self._has_settled:
                 # All that was spent is told by now, so what is left of the leases is free again, or was in doubt and
@@ -146,20 +151,10 @@ class SqliteStore:
         """Let go of the file."""
         self._database.close()
 
-    @contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        database = self._database
-        try:
-            try:
-                database.execute(f"BEGIN {kind}")
-                yield database
-                database.execute("COMMIT")
-            finally:
-                # SQLite has ended it by itself after some errors, such as a full disk.
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise StoreError(f"the ledger at {self._path} cannot be used: {reason(error)}") from error
+    def _transaction(
+        self, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
+    ) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._database, self._path, kind)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -167,6 +162,7 @@ class SqliteStore:
     def _has_news(self, batch: Batch, now_ms: int) -> bool:
         return bool(
             batch.rows
+            or batch.outcomes
             or batch.asks
             or batch.returns
             or not self._has_settled
@@ -181,7 +177,7 @@ class SqliteStore:
         was_lost = found is None or bool(found[0])
         if was_lost:
             # While it was not counted, its rules may have been retired; the newer words of others stand.
-            known = {rule.id for rule in registered_rules(database)}
+            known = {rule.id for rule in load_rules(database)}
             register(database, [rule for rule in self._rules if rule.id not in known])
             database.execute(
                 "INSERT INTO holders (holder, seen_ms, rule_ids) VALUES (?, ?, ?) "
@@ -198,30 +194,13 @@ class SqliteStore:
 
     def _post(self, database: sqlite3.Connection, rows: Sequence[LedgerRow]) -> set[Spot]:
         """Write down the rows that are new, and add them to every account there is that they count in."""
-        rules = registered_rules(database) if rows else []
-        posted: dict[Spot, int] = {}
-        in_doubt: dict[Spot, int] = {}
-        spent: dict[Spot, int] = {}
-        for row in rows:
-            if not insert_row(database, row) or row.state not in ("posted", "in_doubt"):
-                continue
-            for rule in rules:
-                if rule.env != row.env or not rule.applies(row.on):
-                    continue
-                amount = rule.amount(row.amounts)
-                spot = Spot(rule.account(row.on), rule.window(row.at_ms / 1000).start_s)
-                posted[spot] = posted.get(spot, 0) + amount
-                if row.state == "in_doubt":
-                    in_doubt[spot] = in_doubt.get(spot, 0) + amount
-                if row.source == "gateway":
-                    spent[spot] = spent.get(spot, 0) + amount
-        # An account that is not there yet is folded from the ledger when somebody first asks for it.
-        database.executemany(
-            "UPDATE accounts SET posted = posted + ?, in_doubt = in_doubt + ? WHERE account = ? AND start_s = ?",
-            [(amount, in_doubt.get(spot, 0), *spot) for spot, amount in posted.items()],
-        )
-        shrink_leases(database, self._holder, spent.items())
-        return set(posted)
+        rules = load_rules(database) if rows else []
+        fresh = [row for row in rows if insert_row(database, row)]
+        # An entry by hand is no spending of this process, and takes nothing out of its leases.
+        spent = count_rows(database, rules, [row for row in fresh if row.source == "gateway"])
+        booked = count_rows(database, rules, [row for row in fresh if row.source != "gateway"])
+        shrink_leases(database, self._holder, [(spot, counted.posted) for spot, counted in spent.items()])
+        return {*spent, *booked}
 
     def _hold(self, database: sqlite3.Connection, held: Iterable[tuple[Spot, int]]) -> None:
         database.execute("UPDATE leases SET held = 0 WHERE holder = ? AND held <> 0", (self._holder,))
@@ -254,7 +233,7 @@ class SqliteStore:
 
     def _cross(self, database: sqlite3.Connection, changed: set[Spot], now_ms: int) -> list[Crossing]:
         """The shares of a limit that have been reached, each told once in its window, whoever comes first."""
-        rules = {rule.id: rule for rule in (*registered_rules(database), *self._rules)} if changed else {}
+        rules = {rule.id: rule for rule in (*load_rules(database), *self._rules)} if changed else {}
         crossings = []
         for account, start_s in sorted(changed):
             found = database.execute(
@@ -288,7 +267,7 @@ class SqliteStore:
         was_lost: bool,
     ) -> Synced:
         holders = count_alive(database, now_ms)
-        registered = {rule.id: rule.limit for rule in registered_rules(database)}
+        registered = {rule.id: rule.limit for rule in load_rules(database)}
         if self._leased <= _MANY_LEASES or not 0 <= now_ms - self._looked_ms < _LOOK_S * 1000:
             found = database.execute(_ACCOUNTS_LEASED, (self._holder,)).fetchall()
             self._leased, self._looked_ms = len(found), now_ms
@@ -304,11 +283,9 @@ class SqliteStore:
             limit = self._limits.get(rule_id, registered.get(rule_id, 0))
             is_refused = holders > 1 and 0 <= now_ms - wanted_ms < WANTED_S * 1000
             is_over = mine > 0 and posted + all_leased > limit
-            accounts[Spot(account, start_s)] = Standing(
-                limit, posted, in_doubt, mine, all_leased - mine, is_refused or is_over
-            )
+            accounts[Spot(account, start_s)] = Balance(mine, posted, in_doubt, all_leased - mine, is_refused or is_over)
         stops = [
             Stop(*stop)
             for stop in database.execute("SELECT env, dimension, value, by, why, at_ms FROM stops ORDER BY at_ms")
         ]
-        return Synced(accounts, crossings, stops, holders, was_lost)
+        return Synced(accounts, crossings, stops, holders, was_lost, load_rollouts(database))

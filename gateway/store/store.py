@@ -1,16 +1,20 @@
-"""The shared truth of money, as every process sees it: one interface, whichever database is behind it.
+"""The shared truth of money and rollouts, as every process sees it: one interface, whichever database is behind it.
 
-A process tells the store what it spent and asks it for leases: slices of an account that it may spend from memory. All
-of that goes through one transaction, `sync`. The invariant, for every account at every moment:
-`posted + the sum of its leases <= limit`, but for what a provider billed above a hold, which is posted in full.
+A process tells the store what it spent and what became of its calls, asks it for leases, which are slices of an account
+that it may spend from memory, and hears where the rollouts stand. All of that goes through one transaction, `sync`. The
+invariant, for every account at every moment: `posted + the sum of its leases <= limit`, but for what a provider billed
+above a hold, which is posted in full.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from gateway.decide.budget import Balance
 from gateway.decide.caps import Rule
 from gateway.decide.windows import Window
 from gateway.domain.ledger import Amounts, Dimensions, LedgerRow
+from gateway.domain.outcome import Outcome
+from gateway.domain.rollout import RolloutState
 
 
 class StoreError(Exception):
@@ -36,7 +40,7 @@ class Ask(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a process brings: rows it has not told yet, what it needs, gives back, and holds at the moment."""
+    """What a process brings: rows and calls it has not told yet, what it needs, gives back, and holds at the moment."""
 
     rows: Sequence[LedgerRow] = ()
     asks: Sequence[Ask] = ()
@@ -44,20 +48,7 @@ class Batch(NamedTuple):
     held: Sequence[tuple[Spot, int]] = ()
     # How far the journal has been told with this batch: segment number and offset in it; None: no further than before.
     told: tuple[int, int] | None = None
-
-
-class Standing(NamedTuple):
-    """An account after a `sync`. `leased` is this process's own, `leased_elsewhere` all others'.
-
-    `posted` holds what is in doubt, too. `is_wanted`: another process was refused of late, so nothing is to be kept.
-    """
-
-    limit: int
-    posted: int
-    in_doubt: int
-    leased: int
-    leased_elsewhere: int
-    is_wanted: bool = False
+    outcomes: Sequence[Outcome] = ()
 
 
 class Crossing(NamedTuple):
@@ -91,13 +82,15 @@ class Stop(NamedTuple):
 class Synced(NamedTuple):
     """What the store says back. `accounts` has every account that was touched, asked for, or is leased to us."""
 
-    accounts: dict[Spot, Standing]
+    accounts: dict[Spot, Balance]
     crossings: list[Crossing]
     stops: list[Stop]
     # Processes that are alive, this one included.
     holders: int
     # We were taken for dead: what was leased to us had been posted as in doubt, and is put right by this sync.
     was_lost: bool
+    # Of every environment, with its name.
+    rollouts: Sequence[tuple[str, RolloutState]] = ()
 
 
 class Store(Protocol):
@@ -114,7 +107,7 @@ class Store(Protocol):
         ...
 
     def sync(self, batch: Batch) -> Synced:
-        """One transaction: rows in (each id once, for ever), what is given back, what is asked for."""
+        """One transaction: rows and calls in (each id once, for ever), what is given back, what is asked for."""
         ...
 
     def leave(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.decide.budget import IDLE_S, KEEP_S, SWEEP, Account, Books, Hold, News, Shortfall
+from gateway.decide.budget import IDLE_S, KEEP_S, SWEEP, Account, Balance, Books, Hold, Shortfall
 from gateway.decide.caps import Rule, rules_of
 from gateway.domain.ledger import Amounts, Dimensions
 from gateway.domain.policy import Cap
@@ -33,7 +33,7 @@ def changed(cap: Cap, **fields: Any) -> Cap:
 def hear(books: Books, account: Account, granted: int | None = None, posted: int = 0, **more: Any) -> None:
     """The store has granted so much in all, or all there is."""
     given = account.rule.limit - posted if granted is None else granted
-    books.heard(account, News(given, posted, more.pop("in_doubt", 0), more.pop("elsewhere", 0), **more), seen_s=0.0)
+    books.heard(account, Balance(given, posted, more.pop("in_doubt", 0), more.pop("elsewhere", 0), **more), seen_s=0.0)
 
 
 def granted(*caps: Cap, now_s: float = NOW_S, on: Dimensions = ON) -> Books:

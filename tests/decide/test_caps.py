@@ -9,6 +9,7 @@ from gateway.decide.caps import Rule, format_amount, rules_of, rules_that_apply
 from gateway.domain.ledger import Amounts, Dimensions
 from gateway.domain.policy import Cap
 from gateway.domain.reading import Usd
+from gateway.domain.shadow_policy import SHADOW
 
 ON = Dimensions("qa_agent", "k1", "u1", "inference", "sim/small", "baseline")
 
@@ -157,3 +158,24 @@ def test_an_account_s_name_begins_with_its_rule_s(cap: Cap, on: Dimensions, now_
     window = found.window(now_s)
     assert window.start_s <= now_s
     assert window.end_s is None or now_s < window.end_s
+
+
+NAMED = ["global", "agent", "operation", "agent+user"]
+
+
+@given(
+    scope=st.sampled_from(NAMED),
+    only=st.dictionaries(
+        st.sampled_from(["agent", "key", "user", "model"]), st.just(["qa_agent", "k1", "u1", "sim/small"]), max_size=2
+    ),
+    operations=st.none() | st.lists(st.sampled_from(["inference", "benchmark", SHADOW]), min_size=1, unique=True),
+)
+def test_shadow_calls_count_where_they_are_named_and_nowhere_else(
+    scope: str, only: dict[str, list[str]], operations: list[str] | None
+) -> None:
+    found = rule(scope=scope, only=only | ({} if operations is None else {"operation": operations}))
+    is_named = operations is not None and SHADOW in operations
+    assert found.applies(ON._replace(operation=SHADOW)) == found.counts_shadows == is_named
+    # To all other calls, shadows make no difference.
+    assert found.applies(ON) == (operations is None or "inference" in operations)
+    assert found.counts_calls == (operations != [SHADOW])

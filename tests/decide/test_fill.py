@@ -181,3 +181,26 @@ def test_whatever_was_asked_the_limit_that_can_be_paid_is_the_one_the_provider_g
     assert {name: value for name, value in found.fields.items() if name not in others} == {
         name: value for name, value in whole.fields.items() if name not in others
     }
+
+
+@pytest.mark.parametrize(
+    ("tier", "sent", "is_lowered"),
+    [
+        ("default", "default", False), ("flex", "flex", False), (None, None, False),
+        # These may cost more than the price that a cap is reckoned by; so may one that nobody knows.
+        ("auto", "default", True), ("priority", "default", True), ("scale", "default", True),
+        (["flex"], "default", True),
+    ],
+)  # fmt: skip
+def test_under_a_cap_no_tier_is_asked_for_that_costs_more_than_the_price(
+    tier: object, sent: object, is_lowered: bool
+) -> None:
+    found = fill(body_of(service_tier=tier), {"max_tokens": raw(9)}, NO_LIMITS, is_capped=True)
+    assert values(found)["service_tier"] == sent
+    assert ("service_tier" in found.lowered) is is_lowered
+
+
+def test_without_a_cap_a_tier_is_the_callers_affair_and_none_is_made_up() -> None:
+    assert values(filled({"service_tier": "priority"}))["service_tier"] == "priority"
+    found = fill(body_of(), {"max_tokens": raw(9)}, NO_LIMITS, is_capped=True)
+    assert "service_tier" not in found.fields

@@ -209,6 +209,14 @@ def test_the_operation_is_inference_unless_said_otherwise() -> None:
     assert who({"x-gateway-operation": "benchmark"}, STRANGER).operation == "inference"
 
 
+def test_the_operation_of_shadow_calls_is_no_callers_since_no_cap_of_callers_counts_it() -> None:
+    refused = refusal({"x-gateway-operation": "shadow"})
+    assert (refused.code, refused.status, refused.param) == ("invalid_header", 400, "x-gateway-operation")
+    assert who({"x-gateway-operation": "shadow"}, STRANGER).operation == "inference"
+    # Any other spelling is another operation, and under every cap.
+    assert who({"x-gateway-operation": "Shadow"}).operation == "Shadow"
+
+
 def test_overrides_that_the_policy_allows() -> None:
     found = who({"x-gateway-variant": "finetuned", "x-gateway-fallback": "off", "x-gateway-timeout-ms": "1500"})
     assert (found.variant, found.allow_fallback, found.timeout_s) == ("finetuned", False, 1.5)

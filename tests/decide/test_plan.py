@@ -1,14 +1,18 @@
 """The table a load compiles: which models each arm may use, under each environment, at which price."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.decide.assign import bucket_of
 from gateway.decide.plan import MAX_TOKENS_IF_UNSET, RAW_AGENT, Assignment, Plan, upstreams_in_use
+from gateway.decide.rollout import begin
+from gateway.decide.rollout_plan import rollout_plan
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
 from gateway.domain.policy import Policy
+from gateway.domain.rollout import RolloutState
 from gateway.domain.settings import Settings
 from tests.planning import CONFIG, plan_of, read, shipped, shipped_plan
 
@@ -259,3 +263,66 @@ def test_a_cap_on_named_users_knows_them_as_accounts_do() -> None:
     plan = plan_of('[[caps]]\nper = "day"\nrequests = 1\nonly = { user = ["u1"] }')
     assert dict(plan.rules[0].only)["user"] == {plan.kept_user("u1")}
     assert plan.kept_user("u1") != "u1"
+
+
+# --- Rollouts --------------------------------------------------------------------------------------------------------
+
+
+def standing_at(share_bps: int, agent: str = "qa_agent") -> dict[str, RolloutState]:
+    state = begin(agent, plan=rollout_plan(read(Policy, "[ab_testing]\nenabled = true\n"), agent), now_ms=0).state
+    return {agent: msgspec.structs.replace(state, share_bps=share_bps, experiment=2, stage=3)}
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_a_rollouts_state_says_who_is_treated_and_the_policy_only_where_it_starts(one: int, other: int) -> None:
+    policy = plan_of(policy=EXPERIMENT + "10\n")
+    low, high = (policy.with_rollouts(standing_at(share)) for share in sorted((one, other)))
+    for user in USERS[:50]:
+        before, after = assigned(low, user), assigned(high, user)
+        # Raising adds users; nobody is moved back.
+        assert (before.variant, after.variant) != ("finetuned", "baseline")
+        # Another agent's rollout is another's.
+        assert assigned(low, user, "legal_agent") == assigned(policy, user, "legal_agent")
+
+
+def test_a_rollout_names_its_experiment_and_stage() -> None:
+    agent = plan_of(policy=EXPERIMENT + "10\n").with_rollouts(standing_at(2_500)).agents["qa_agent"]
+    assert (agent.share_bps, agent.experiment, agent.stage) == (2_500, 2, 3)
+
+
+def test_where_the_policy_makes_no_experiment_a_rollout_that_was_changes_nothing() -> None:
+    plan = plan_of(policy="[ab_testing]\nenabled = false\n")
+    assert plan.with_rollouts(standing_at(0)) == plan
+
+
+def test_texts_are_shown_of_the_agents_that_the_policy_names() -> None:
+    assert not plan_of().shows_prompts("qa_agent")
+    assert plan_of(policy="[traces]\nprompts = true\n").shows_prompts("qa_agent")
+    some = plan_of(policy='[traces]\nprompts = true\nagents = ["legal_agent"]\n')
+    assert (some.shows_prompts("qa_agent"), some.shows_prompts("legal_agent")) == (False, True)
+
+
+def test_a_bucket_alone_gives_the_arm_that_its_user_gets() -> None:
+    plan = plan_of(EXPERIMENT + "30")
+    agent = plan.agents["qa_agent"]
+    for user in ["", *USERS[:200]]:
+        bucket = bucket_of(agent.salt, user) if user else None
+        assert plan.assign_bucket(agent, bucket) == plan.assign(agent, user)
+        assert plan.assign_bucket(agent, bucket, variant="finetuned", allow_fallback=False) == plan.assign(
+            agent, user, variant="finetuned", allow_fallback=False
+        )
+
+
+def test_shadows_bring_a_cap_of_their_own_and_none_that_callers_are_under() -> None:
+    plan = plan_of('[shadow]\npercent = 5\nusd = "1"\nper = "hour"')
+    (rule,) = plan.rules
+    assert (rule.label, rule.limit) == ("global 1.00 usd per hour (operation shadow)", 10**9)
+    assert not plan.is_capped
+    assert plan_of('[shadow]\nusd = "1"').rules == ()
+    both = '[shadow]\npercent = 5\nusd = "1"\n[[caps]]\nper = "day"\nusd = "5"'
+    assert plan_of(both).is_capped
+
+
+def test_the_name_of_the_shadows_cap_stays_while_its_limit_changes() -> None:
+    one, other = (plan_of(f'[shadow]\npercent = 5\nusd = "{usd}"').rules[0] for usd in (1, 2))
+    assert one.id == other.id == "test: global usd day (operation shadow)"

@@ -10,8 +10,8 @@ from gateway.decide.caps import Rule, rules_of
 from gateway.domain.ledger import Amounts, Dimensions, LedgerRow
 from gateway.domain.policy import Cap
 from gateway.domain.reading import Usd
-from gateway.store.accounts import KEPT_S, ids_of, make_account, prune, register, registered_rules, retire
-from gateway.store.counting import count_rows, insert_row
+from gateway.store.accounts import KEPT_S, ids_of, make_account, prune, register, retire
+from gateway.store.counting import count_rows, insert_row, load_rules
 from gateway.store.schema import open_database
 from gateway.store.store import Ask, Spot
 
@@ -39,7 +39,7 @@ def ask(rule: Rule, on: Dimensions = ON, now_s: float = T0) -> Ask:
 def bring(database: sqlite3.Connection, id: str, nusd: int, *, on: Dimensions = ON, state: str = "posted") -> None:
     row = LedgerRow(id=id, at_ms=T0 * 1000, env="dev", on=on, amounts=Amounts(nusd, 1, 0), state=state)
     assert insert_row(database, row)
-    count_rows(database, registered_rules(database), [row])
+    count_rows(database, load_rules(database), [row])
 
 
 def held(database: sqlite3.Connection) -> list[tuple[object, ...]]:
@@ -61,7 +61,7 @@ def test_a_rule_that_comes_back_has_missed_nothing(database: sqlite3.Connection)
     make_account(database, ask(rule))
     bring(database, "1", 70)
     retire(database, [rule_of(per="day")], [rule.id])
-    assert registered_rules(database) == []
+    assert load_rules(database) == []
     bring(database, "2", 30)
     assert held(database) == [(rule.id, 70, 0)]
     register(database, [rule])
@@ -73,7 +73,7 @@ def test_a_rule_that_a_living_process_goes_by_is_kept(database: sqlite3.Connecti
     register(database, [rule])
     database.execute("INSERT INTO holders (holder, seen_ms, rule_ids) VALUES ('b', ?, ?)", (T0 * 1000, ids_of([rule])))
     retire(database, [rule_of(per="day")], [rule.id])
-    assert registered_rules(database) == [rule]
+    assert load_rules(database) == [rule]
 
 
 @pytest.mark.parametrize(("later_s", "is_kept"), [(3600 + KEPT_S, True), (3601 + KEPT_S, False)])

@@ -35,6 +35,8 @@ CAPS = [
     Cap(scope="agent", per="hour", requests=100),
     Cap(scope="agent+user", per="total", usd=Usd(1)),
     Cap(per="total", usd=Usd(30_000_000_000), only={"operation": ["benchmark", "finetune"]}),
+    Cap(per="day", usd=Usd(10**9), only={"operation": ["shadow"]}),
+    Cap(scope="operation", per="day", usd=Usd(10**9)),
 ]
 RULES = rules_of(CAPS, "dev")
 ROWS = st.builds(
@@ -47,7 +49,7 @@ ROWS = st.builds(
         agent=st.sampled_from(["qa_agent", "legal_agent"]),
         key=st.just("web"),
         user=st.sampled_from(["", "-", "u1"]),
-        operation=st.sampled_from(["inference", "benchmark"]),
+        operation=st.sampled_from(["inference", "benchmark", "shadow"]),
         model=st.just("mistral/open-mistral-7b"),
     ),
     amounts=st.builds(Amounts, st.integers(0, 10**9), st.integers(0, 2), st.integers(0, 10**6)),

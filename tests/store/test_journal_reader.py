@@ -11,6 +11,7 @@ from gateway.domain.call import CallRecord
 from gateway.domain.ledger import Amounts, Dimensions, Held, InDoubt, Line, Posted, Void
 from gateway.store.journal import Journal, Position
 from gateway.store.journal_reader import Replay, Torn, read_calls, read_segment
+from tests.outcomes import outcome, record
 
 ON = Dimensions("qa_agent", "key", "u1", "benchmark", "sim/small", "baseline")
 BOUND = Amounts(500, 1, 90)
@@ -108,7 +109,18 @@ def test_a_replay_has_a_row_for_each_end_and_a_doubt_for_each_hold_without_one(t
     ]
     assert all((row.on, row.env, row.at_ms) == (ON, "test", held("a").at_ms) for row in left.rows)
     assert left.unresolved == [InDoubt("c")]
-    assert not left.is_empty
+
+
+def test_a_replay_has_every_call_for_which_a_model_was_asked_and_that_was_written_after_what_is_told(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path, fsync=False, segment_bytes=1)
+    journal.append(record("told before"))
+    told = journal.position()
+    journal.append(record("c1"), record("refused", attempts=[]))
+    journal.append(record("c2"))
+    journal.close()
+    assert Replay(tmp_path, told).outcomes == [outcome("c1"), outcome("c2")]
 
 
 def test_a_doubt_that_was_written_down_is_no_doubt_at_the_next_start(tmp_path: Path) -> None:
@@ -130,14 +142,14 @@ def test_a_replay_begins_where_the_store_was_told_and_goes_on_through_the_segmen
     # Past the hold of 0: its end says nothing any more.
     assert [row.id for row in Replay(tmp_path, Position(1, offset)).rows] == [f"{number}" for number in range(1, 9)]
     left = Replay(tmp_path, Position(9_999, 0))
-    assert (left.rows, left.unresolved, left.torn, left.is_empty) == ([], [], [], True)
+    assert (left.rows, left.unresolved, left.torn) == ([], [], [])
     # The disk lost what the store had been told of; what is written from now on must not be skipped for that.
     assert Replay(tmp_path, Position(int(path.stem), 10**9)).rows == []
 
 
 def test_a_process_that_never_wrote_left_nothing(tmp_path: Path) -> None:
     left = Replay(tmp_path, Position())
-    assert (left.rows, left.unresolved, left.torn, left.is_empty) == ([], [], [], True)
+    assert (left.rows, left.unresolved, left.torn) == ([], [], [])
     assert list(read_calls(tmp_path / "nowhere")) == []
 
 

@@ -10,8 +10,12 @@ from threading import Barrier
 
 import pytest
 
-from gateway.store.schema import VERSION, open_database, reason
-from gateway.store.store import StoreError
+from gateway.store.experiments import Experiments
+from gateway.store.ledger import Ledger
+from gateway.store.schema import _MIGRATIONS, VERSION, open_database, reason, transaction
+from gateway.store.sqlite import SqliteStore
+from gateway.store.store import Batch, StoreError
+from tests.outcomes import outcome
 
 
 def mode_of(path: Path) -> int:
@@ -151,6 +155,30 @@ def test_two_that_open_at_once_migrate_once(tmp_path: Path) -> None:
             assert list(pool.map(opened, [path] * threads)) == [VERSION] * threads
 
 
+def test_a_ledger_of_the_first_schema_keeps_its_rows_and_gains_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(f"{_MIGRATIONS[0]} PRAGMA user_version = 1;")
+    columns = (
+        "'c1.1', 5, 'dev', 'qa_agent', '', '', 'inference', 'm', '', 7, 1, 3, 1, 2, 'posted', 'exact', 'gateway', ''"
+    )
+    database.execute(f"INSERT INTO ledger VALUES ({columns}, NULL, NULL)")
+    database.execute("INSERT INTO holders VALUES ('gateway-1', 5, 0, 3, 99, '[]')")
+    database.close()
+    with Ledger(path, clock=lambda: 1.0) as ledger:
+        assert [(row.id, row.amounts.nusd) for row in ledger.rows("dev")] == [("c1.1", 7)]
+    store = SqliteStore(path, clock=lambda: 1.0)
+    # A gateway goes on where its journal had been told.
+    assert store.join("gateway-1", ()) == (3, 99)
+    store.sync(Batch(outcomes=[outcome("c1")]))
+    store.close()
+    with Experiments(path, clock=lambda: 1.0) as experiments:
+        assert experiments.outcome("c1") == outcome("c1")
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    database.close()
+
+
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     database = sqlite3.connect(path, isolation_level=None)
@@ -174,6 +202,43 @@ def test_a_locked_file_is_told_in_bounded_time(tmp_path: Path) -> None:
     finally:
         other.close()
     open_database(path).close()
+
+
+def audited(database: sqlite3.Connection) -> int:
+    (count,) = database.execute("SELECT count(*) FROM audit").fetchone()
+    return int(count)
+
+
+def note_and_break(database: sqlite3.Connection, path: Path, note: str) -> None:
+    with transaction(database, path) as begun:
+        begun.execute(note)
+        begun.execute("SELECT * FROM nowhere")
+
+
+def test_a_transaction_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    database = open_database(path)
+    note = "INSERT INTO audit (at_ms, who, what, details) VALUES (1, 'me', 'test', '{}')"
+    with transaction(database, path) as begun:
+        begun.execute(note)
+    with pytest.raises(KeyError), transaction(database, path) as begun:
+        raise KeyError(begun.execute(note))
+    with pytest.raises(StoreError, match=f"the ledger at {path} cannot be used: no such table"):
+        note_and_break(database, path, note)
+    assert audited(database) == 1
+    assert not database.in_transaction
+    database.close()
+
+
+def test_who_only_reads_sees_one_moment_and_keeps_no_writer_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    reader = open_database(path)
+    with transaction(reader, path, "DEFERRED") as begun:
+        assert audited(begun) == 0
+        fill(path, rows=3)
+        assert audited(begun) == 0
+    assert audited(reader) == 3
+    reader.close()
 
 
 def test_reasons_say_what_it_means_and_what_was_said() -> None:

@@ -10,11 +10,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gateway.decide.budget import Balance
 from gateway.decide.caps import Rule, rules_of
 from gateway.domain.ledger import Amounts, Dimensions, LedgerRow
 from gateway.domain.policy import Cap
+from gateway.store.experiments import Experiments
 from gateway.store.sqlite import SqliteStore
-from gateway.store.store import Ask, Batch, Spot, Standing, StoreError, Synced
+from gateway.store.store import Ask, Batch, Spot, StoreError, Synced
+from tests.outcomes import outcome
+from tests.rolling import first
 
 T0 = 1_800_000_000.0  # An hour begins, and it is 08:00 UTC.
 ON = Dimensions(agent="qa_agent", user="u1", model="m1")
@@ -79,8 +83,8 @@ def rules_from(*caps: Cap) -> tuple[Rule, ...]:
     return rules_of(caps, "dev")
 
 
-def figures(standing: Standing) -> tuple[int, int, int, int]:
-    return standing.posted, standing.in_doubt, standing.leased, standing.leased_elsewhere
+def figures(balance: Balance) -> tuple[int, int, int, int]:
+    return balance.posted, balance.in_doubt, balance.leased, balance.elsewhere
 
 
 # --- leases -----------------------------------------------------------------
@@ -90,7 +94,7 @@ def test_alone_a_process_leases_all_that_is_left(file: File) -> None:
     (rule,) = rules_from(HOURLY)
     store = file.open("a", [rule])
     synced = store.sync(Batch(asks=[file.ask(rule, 10)]))
-    assert synced.accounts == {file.spot(rule): Standing(1_000, 0, 0, 1_000, 0)}
+    assert synced.accounts == {file.spot(rule): Balance(1_000, 0, 0, 0)}
     assert synced.holders == 1
 
 
@@ -193,10 +197,10 @@ def test_a_lowered_limit_grants_nothing_and_calls_leases_home(file: File) -> Non
     a = file.open("a", [high])
     a.sync(Batch(asks=[file.ask(high, 1)], rows=[file.row("1", 300)]))
     assert a.join("a", [low]) == (0, 0)
-    standing = a.sync(Batch(asks=[file.ask(low, 1)])).accounts[file.spot(low)]
-    assert standing == Standing(500, 300, 0, 700, 0, is_wanted=True)
-    standing = a.sync(Batch(returns=[(file.spot(low), 500)])).accounts[file.spot(low)]
-    assert standing == Standing(500, 300, 0, 200, 0)
+    balance = a.sync(Batch(asks=[file.ask(low, 1)])).accounts[file.spot(low)]
+    assert balance == Balance(700, 300, 0, 0, is_wanted=True)
+    balance = a.sync(Batch(returns=[(file.spot(low), 500)])).accounts[file.spot(low)]
+    assert balance == Balance(200, 300, 0, 0)
 
 
 def test_a_raised_limit_keeps_what_is_spent(file: File) -> None:
@@ -222,8 +226,8 @@ def test_an_entry_by_hand_takes_no_lease_and_calls_leases_home(file: File) -> No
     (rule,) = rules_from(HOURLY)
     store = file.open("a", [rule])
     store.sync(Batch(asks=[file.ask(rule, 1)]))
-    standing = store.sync(Batch(rows=[file.row("1", 400, source="manual")])).accounts[file.spot(rule)]
-    assert standing == Standing(1_000, 400, 0, 1_000, 0, is_wanted=True)
+    balance = store.sync(Batch(rows=[file.row("1", 400, source="manual")])).accounts[file.spot(rule)]
+    assert balance == Balance(1_000, 400, 0, 0, is_wanted=True)
 
 
 # --- rows -------------------------------------------------------------------
@@ -439,8 +443,8 @@ def test_calls_in_flight_of_one_taken_for_dead_are_leased_even_above_the_limit(f
     file.write("UPDATE ledger SET state = 'released'")
     file.write("UPDATE accounts SET posted = 0, in_doubt = 0")
     b.sync(Batch(asks=[file.ask(rule, 800)]))
-    standing = a.sync(Batch(held=[(spot, 70)])).accounts[spot]
-    assert standing == Standing(1_000, 0, 0, 70, 1_000, is_wanted=True)
+    balance = a.sync(Batch(held=[(spot, 70)])).accounts[spot]
+    assert balance == Balance(70, 0, 0, 1_000, is_wanted=True)
 
 
 def test_one_taken_for_dead_hears_of_every_lease_it_has_no_more(file: File) -> None:
@@ -522,6 +526,36 @@ def test_stops_of_all_are_told_to_all(file: File) -> None:
     assert store.sync(Batch()).stops == [("dev", "agent", "qa_agent", "ops", "drill", 7)]
     file.write("DELETE FROM stops")
     assert store.sync(Batch()).stops == []
+
+
+# --- calls and rollouts ----------------------------------------------------
+
+
+def test_calls_come_in_with_the_rows_or_not_at_all_and_each_once(file: File) -> None:
+    one, other = file.open("a"), file.open("b")
+    rows, calls = [file.row("c1.1")], [outcome("c1"), outcome("c2")]
+    file.write("CREATE TRIGGER full BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'no room'); END")
+    with pytest.raises(StoreError, match="no room"):
+        one.sync(Batch(rows=rows, outcomes=calls, told=(1, 50)))
+    assert file.read("SELECT id FROM ledger UNION SELECT id FROM calls") == []
+    assert file.read("SELECT told_offset FROM holders WHERE holder = 'a'") == [(0,)]
+    file.write("DROP TRIGGER full")
+    for store in (one, other, one):
+        store.sync(Batch(rows=rows, outcomes=calls, told=(1, 50)))
+    assert file.read("SELECT id FROM ledger") == [("c1.1",)]
+    assert file.read("SELECT id, user, is_success FROM calls") == [("c1", "u1", 1), ("c2", "u1", 1)]
+
+
+def test_rollouts_of_all_are_told_to_all_with_every_sync(file: File) -> None:
+    one, other = file.open("a"), file.open("b")
+    assert one.sync(Batch()).rollouts == []
+    change = first().change
+    assert change is not None
+    with Experiments(file.path, clock=lambda: file.now_s) as experiments:
+        state = experiments.begin("dev", change)
+        elsewhere = experiments.begin("production", change)
+    for store in (one, other, one):
+        assert store.sync(Batch()).rollouts == [("dev", state), ("production", elsewhere)]
 
 
 # --- economy ----------------------------------------------------------------
@@ -688,7 +722,7 @@ class Process:
         )
         self.unsent = len(self.journal)
         self.crossings += [(each.account, each.window.start_s, each.share) for each in synced.crossings]
-        self.leased = {spot: standing.leased for spot, standing in synced.accounts.items() if standing.leased}
+        self.leased = {spot: balance.leased for spot, balance in synced.accounts.items() if balance.leased}
         return synced
 
     def free(self, spot: Spot) -> int:
