@@ -44,7 +44,8 @@ LABEL org.opencontainers.image.title="Genesis Gateway" \
 # Every .pyc was compiled in the builder, so nothing needs to be written beside the code.
 ENV PATH="/venv/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    GATEWAY_REPORTS=/state/reports
 
 # The link lets the relative paths of config.toml (state/...) land on the volume.
 RUN groupadd --gid 10001 gateway \

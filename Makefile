@@ -49,7 +49,7 @@ bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 
 # --- prove ------------------------------------------------------------------
 
-.PHONY: check test cover failover caps
+.PHONY: check test cover failover caps rollout
 check: .venv/.dev ## lint, types, policies, Dockerfile, and Prometheus' rules where promtool is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,6 +70,9 @@ caps: .venv/.dev ## 200 callers race for caps that hold ten, then an hour of rea
 	$(BIN)/python -m pytest tests/money/test_race.py --quiet
 	$(BIN)/python -m gateway.lab.azure $(ARGS)
 
+rollout: .venv/.dev ## a week of users in minutes: good models climb, bad ones are taken back; the leader is killed
+	$(BIN)/python -m gateway.lab.rollout_week $(ARGS)
+
 cover: .venv/.dev ## the tests with a coverage report
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report term $(ARGS)
 
@@ -80,8 +83,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-config --universal --python-version
 
 .PHONY: lock docker clean
 lock: .venv/.dev ## remake deploy/lock (UPGRADE=--upgrade moves to the newest versions)
-	$(COMPILE) pyproject.toml --group build --extra litellm --extra reports --output-file deploy/lock/run.txt
-	$(COMPILE) pyproject.toml --group dev --extra litellm --extra reports --constraint deploy/lock/run.txt --output-file deploy/lock/dev.txt
+	$(COMPILE) pyproject.toml --group build --extra grpc --extra litellm --extra reports --output-file deploy/lock/run.txt
+	$(COMPILE) pyproject.toml --group dev --extra grpc --extra litellm --extra reports --constraint deploy/lock/run.txt --output-file deploy/lock/dev.txt
 	$(COMPILE) pyproject.toml --group build --constraint deploy/lock/run.txt --output-file deploy/lock/image.txt
 	echo litellm | $(COMPILE) - --no-deps --constraint deploy/lock/run.txt --output-file deploy/lock/prices.txt
 

@@ -1,7 +1,8 @@
 """`python -m bench.money`: what correct money costs a call, in µs, without sockets around it.
 
 On the hot path: reserve and settle in memory under production's three caps, and the journal's two writes. Off it, in
-a thread: telling the ledger. The least of several rounds is told, since everything that disturbs adds.
+a thread: telling the ledger of the money and of what became of the call. The least of several rounds is told, since
+everything that disturbs adds.
 """
 
 import os
@@ -17,8 +18,9 @@ import click
 from gateway.decide.budget import Books, Hold
 from gateway.decide.caps import Rule, rules_of
 from gateway.domain.call import Attempt, CallRecord
-from gateway.domain.ledger import Amounts, Dimensions, Held, LedgerRow, Posted, row_of
+from gateway.domain.ledger import Amounts, Dimensions, Held, Posted, row_of
 from gateway.domain.money import NUSD_PER_USD, Usage
+from gateway.domain.outcome import outcome_of
 from gateway.domain.policy import Cap
 from gateway.domain.reading import Usd
 from gateway.store.journal import Journal, claim
@@ -90,7 +92,7 @@ def _journal(folder: Path) -> Callable[[], object]:
     journal, numbers = Journal(claimed[0], fsync=False), count()
 
     def step() -> None:
-        held, posted, record = _call(next(numbers))
+        held, posted, record = call_of(next(numbers))
         journal.append(held)
         journal.append(posted, record)
 
@@ -102,14 +104,15 @@ def _ledger(folder: Path) -> Callable[[], object]:
     store.join("bench", _rules())
     numbers = count()
 
-    def row() -> LedgerRow:
-        held, posted, _ = _call(next(numbers))
-        return row_of(held, posted)
+    def batch() -> Batch:
+        calls = [call_of(next(numbers)) for _ in range(ROWS_PER_SYNC)]
+        outcomes = [outcome for _, _, record in calls if (outcome := outcome_of(record)) is not None]
+        return Batch(rows=[row_of(held, posted) for held, posted, _ in calls], outcomes=outcomes)
 
-    return lambda: store.sync(Batch(rows=[row() for _ in range(ROWS_PER_SYNC)]))
+    return lambda: store.sync(batch())
 
 
-def _call(number: int) -> tuple[Held, Posted, CallRecord]:
+def call_of(number: int) -> tuple[Held, Posted, CallRecord]:
     call_id, at_ms = f"req-{number:032x}", time.time_ns() // 1_000_000
     held = Held(f"{call_id}.1", at_ms, "production", ON, BOUND)
     attempt = Attempt(ref=ON.model, started_ms=1, duration_ms=812.4, status=200, cost_nusd=ACTUAL.nusd, tokens=300)

@@ -11,19 +11,25 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError, Loaded, effective
+from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
+from gateway.domain.rollout import RolloutState
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge.admin import admin_app
 from gateway.edge.alerts import Alerts
+from gateway.edge.daily import Daily
 from gateway.edge.data_app import data_app
 from gateway.edge.listener import Listener, require_c_parser
 from gateway.edge.money_metrics import money_figures
 from gateway.edge.observe import Observer
+from gateway.edge.pilot import Pilot
+from gateway.edge.rollouts import Rollouts
 from gateway.edge.runtime import Runtime
+from gateway.edge.tracing import Tracing
 from gateway.edge.upstream import HttpUpstream
 from gateway.edge.watch import reload_on, watch_files
-from gateway.store.store import Crossing
-from gateway.treasury import Treasury, ledger_path
+from gateway.store.store import Crossing, StoreError
+from gateway.treasury import CannotKeepBooks, Treasury, ledger_path
 
 if TYPE_CHECKING:
     from gateway.edge.otlp import OtlpExport
@@ -44,6 +50,11 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
         self._treasury: Treasury | None = None
+        self._rollouts: Rollouts | None = None
+        self._pilot: Pilot | None = None
+        paths = loaded.paths
+        named = ["--config", str(paths.config), "--policies", str(paths.policies), "--env", loaded.env]
+        self._daily = Daily(loaded.policy.reports, named)
         self.otlp: OtlpExport | None = None
         self._alerts = Alerts(loaded.policy.alerting, env=loaded.env)
         self.runtime: Runtime
@@ -72,8 +83,13 @@ class Gateway:
             observer.crossed(crossing.share)
             self._alerts.tell(crossing)
 
-        self._treasury = treasury = await Treasury.open(loaded, tell)
+        def steer(states: Mapping[tuple[str, str], RolloutState]) -> None:
+            if self._rollouts is not None:
+                self._rollouts.heard(states)
+
+        self._treasury = treasury = await Treasury.open(loaded, tell, steer)
         observer.take_money(partial(money_figures, treasury.books, treasury.bookkeeper, treasury.journal, self._alerts))
+        dice = Random()  # noqa: S311  (jitter and the ids of spans, no secrets)
         self.runtime = Runtime(
             plan=loaded.plan,
             server=settings.server,
@@ -84,20 +100,27 @@ class Gateway:
             observer=observer,
             standing=standing,
             alerts=self._alerts,
-            dice=Random(),  # noqa: S311  (jitter, not a secret)
+            dice=dice,
+            tracing=Tracing(dice),
             effective=effective(loaded),
         )
 
+        self._rollouts = rollouts = Rollouts(self.runtime)
+        self._pilot = pilot = Pilot(self.runtime, ledger_path(settings), holder=treasury.journal.holder)
+        rollouts.heard(await self._begin_rollouts(pilot))
+        observer.take_rollouts(lambda: (*rollouts.figures(), *pilot.figures()))
         self._make_otlp(observer)
 
         def count(connections: int) -> None:
             observer.connections = connections
 
-        admin = admin_app(self.runtime, ledger_path(settings))
-        self.admin = Listener(admin, settings.server.admin, settings.server, lambda _: None)
-        self.data = Listener(data_app(self.runtime), settings.server.data, settings.server, count)
+        server, store = settings.server, ledger_path(settings)
+        self.admin = Listener(admin_app(self.runtime, store), server.admin, server, lambda _: None)
+        self.data = Listener(data_app(self.runtime, store), server.data, server, count)
         await self.admin.start()
         await self.data.start()
+        self._pilot.start()
+        self._daily.start()
         if self.otlp is not None:
             self.otlp.start()
 
@@ -118,16 +141,19 @@ class Gateway:
             return
         if loaded.settings.server != self._loaded.settings.server:
             log.warning("[server] has changed; it takes effect at the next start")
+        # First: a call of an experiment that this reload begins is to count in it.
+        states = await self._found_or_begun(loaded.plan)
         await self._make_pools(loaded.settings.upstreams)
         runtime.upstreams = dict(self._pools)
         if self._treasury is not None:
             self._treasury.take_rules(loaded.plan.rules)
         self._alerts.take_policy(loaded.policy.alerting)
+        self._daily.take_policy(loaded.policy.reports)
         runtime.standing.take_policy(loaded.policy.breakers, loaded.policy.retries)
-        runtime.observer.take_plan(loaded.plan)
         runtime.effective = effective(loaded)
-        # Last, in one assignment: a call sees the old plan or the new one, and every upstream of either.
-        runtime.plan = loaded.plan
+        # Last: a call sees the old plan or the new one, and every upstream of either.
+        if self._rollouts is not None and self._pilot is not None:
+            self._rollouts.take_plan(loaded.plan, states)
         self._loaded = loaded
         runtime.reload_error = ""
         runtime.observer.reloaded(ok=True)
@@ -140,6 +166,9 @@ class Gateway:
         runtime.is_draining = runtime.observer.is_draining = True
         drain_s = self._loaded.settings.server.drain_s
         since_s = time.monotonic()
+        if self._pilot is not None:
+            await self._pilot.stop()
+        await self._daily.stop()
         await self.data.stop(drain_s)
         await runtime.end_lingering(drain_s - (time.monotonic() - since_s))
         await self.admin.stop(0.1)
@@ -165,15 +194,36 @@ class Gateway:
         self._tasks.append(asyncio.create_task(watch_files(folders, self.reload)))
         reload_on(signal.SIGHUP, self.reload)
 
+    async def _found_or_begun(self, plan: Plan) -> Mapping[tuple[str, str], RolloutState]:
+        """Where the rollouts stand under a plan that is about to be in force; none where the store does not say."""
+        if self._pilot is None:
+            return {}
+        try:
+            return await self._pilot.begin(plan)
+        except StoreError as error:
+            log.error("rollouts that are new begin once the store is back, and count no call until then: %s", error)
+            return {}
+
+    async def _begin_rollouts(self, pilot: Pilot) -> Mapping[tuple[str, str], RolloutState]:
+        try:
+            return await pilot.begin(self._loaded.plan)
+        except StoreError as error:
+            raise CannotKeepBooks(str(error)) from error
+
     def _make_otlp(self, observer: Observer) -> None:
         otel = self._loaded.otel
         for complaint in otel.complaints:
             log.warning("%s", complaint)
-        if otel.metrics_url:
+        if otel.is_on:
             # Imported here: 10 MB and 90 ms that only those pay who export.
             from gateway.edge.otlp import OtlpExport
 
             self.otlp = OtlpExport(otel, env=self._loaded.env, plan=self._loaded.plan, observer=observer)
+            if self.otlp.has_traces:
+                sampling = otel.sampling
+                self.runtime.tracing.export_to(
+                    self.otlp.take, ratio=sampling.ratio, is_parent_based=sampling.is_parent_based
+                )
 
     async def _make_pools(self, settings: Mapping[str, UpstreamSettings]) -> None:
         """A pool per upstream; those whose settings stay keep their connections."""

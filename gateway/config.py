@@ -84,15 +84,18 @@ def load(
     litellm_map: Mapping[str, Price],
     environ: Mapping[str, str] = os.environ,
     want_secrets: bool = True,
+    policy_file: Path | None = None,
 ) -> Loaded:
-    """Read, check and compile one environment. Raises `ConfigError`.
+    """Read, check and compile one environment. Raises `ConfigError`. `policy_file` stands in for its own policy.
 
     `want_secrets` of False leaves out the complaint about variables that are not set here, for `gateway check`.
     """
-    problems = _check_environment(paths.policies, env)
-    allowed = _read_file(paths.policies / f"{env}.toml", environ, problems) if not problems else None
+    problems = _check_environment(paths.policies, env) if policy_file is None else []
+    policy_file = policy_file or paths.policies / f"{env}.toml"
+    allowed = _read_file(policy_file, environ, problems) if not problems else None
     config = _read_file(paths.config, environ, problems)
-    rules = _read_file(paths.policies / ROUTING_FILE, environ, problems) if paths.policies.is_dir() else None
+    is_there = paths.policies.is_dir() or not problems
+    rules = _read_file(paths.policies / ROUTING_FILE, environ, problems) if is_there else None
     settings = _read_as(Settings, config, problems)
     policy = _read_as(Policy, allowed, problems)
     routing = _read_as(Routing, rules, problems)
@@ -110,7 +113,9 @@ def load(
     if problems or settings is None or policy is None or routing is None:
         raise ConfigError(problems)
     plan = compile_plan(env, settings, policy, routing, litellm_map)
-    return Loaded(env, paths, settings, policy, routing, plan, read_otel(environ, settings.telemetry.otlp_endpoint))
+    telemetry = settings.telemetry
+    otel = read_otel(environ, telemetry.otlp_endpoint, trace_ratio=telemetry.trace_ratio)
+    return Loaded(env, paths, settings, policy, routing, plan, otel)
 
 
 def missing_variables(paths: Paths, env: str, loaded: Loaded, environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -17,7 +17,7 @@ from gateway.decide.budget import Books
 from gateway.decide.caps import Rule
 from gateway.domain.errors import Refused
 from gateway.domain.settings import Settings
-from gateway.edge.bookkeeper import Bookkeeper
+from gateway.edge.bookkeeper import Bookkeeper, RolloutStates
 from gateway.store.journal import Journal, Position, claim_all, segments
 from gateway.store.journal_reader import Replay
 from gateway.store.sqlite import SqliteStore
@@ -42,9 +42,15 @@ class Treasury:
         self._lock = lock
 
     @classmethod
-    async def open(cls, loaded: Loaded, tell: Callable[[Crossing], None]) -> "Treasury":
+    async def open(
+        cls,
+        loaded: Loaded,
+        tell: Callable[[Crossing], None],
+        take_rollouts: Callable[[RolloutStates], None] = lambda _: None,
+    ) -> "Treasury":
         """Open everything and tell the ledger what it does not know yet.
 
+        `take_rollouts` hears where the rollouts stand, by environment and agent, already from here when any has begun.
         Raises `CannotKeepBooks`; nothing is left open then.
         """
         settings, rules = loaded.settings, loaded.plan.rules
@@ -70,10 +76,10 @@ class Treasury:
                 journal.append(*left.unresolved)
                 books = Books(rules)
                 bookkeeper = Bookkeeper(
-                    books, journal, store, tell=tell,
+                    books, journal, store, tell=tell, take_rollouts=take_rollouts,
                     answer_s=settings.store.timeout_ms / 1000, keep_segments=settings.journal.keep_segments,
                 )  # fmt: skip
-                await bookkeeper.start(left.rows)
+                await bookkeeper.start(left.rows, left.outcomes)
                 opened.pop_all()
         except (StoreError, Refused) as error:
             raise CannotKeepBooks(str(error)) from error
@@ -88,9 +94,17 @@ class Treasury:
 
     async def close(self) -> None:
         """Tell the ledger everything, give every lease back, flush, unlock."""
-        await self.bookkeeper.stop()
-        self.journal.close()
-        os.close(self._lock)
+        with ExitStack() as left:
+            left.callback(os.close, self._lock)
+            left.callback(self._close_journal)
+            await self.bookkeeper.stop()
+
+    def _close_journal(self) -> None:
+        try:
+            self.journal.close()
+        except OSError as error:
+            # Nothing can be done about it now, and others are to be closed after it.
+            log.error("the end of the journal in %s may not be on the disk: %s", self.journal.directory, error.strerror)
 
 
 def ledger_path(settings: Settings) -> Path:
@@ -115,14 +129,14 @@ def _replay(directory: Path, told: Position) -> Replay:
 
 
 def _adopt(directory: Path, settings: Settings, rules: tuple[Rule, ...]) -> None:
-    """Tell the ledger what a process left that did not come back: its rows, its doubts, its leases."""
+    """Tell the ledger what a process left that did not come back: its rows, its calls, its doubts, its leases."""
     numbers = segments(directory)
     if not numbers:
         return
     with _opened(settings) as store:
         told = Position(*store.join(directory.name, rules))
         left = _replay(directory, told)
-        store.sync(Batch(rows=left.rows, told=Position(numbers[-1] + 1, 0)))
+        store.sync(Batch(rows=left.rows, outcomes=left.outcomes, told=Position(numbers[-1] + 1, 0)))
         store.leave()
 
 

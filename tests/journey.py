@@ -130,7 +130,7 @@ class Journey:
 
         def is_told() -> bool:
             bookkeeper._wake.set()
-            return not (bookkeeper._rows or bookkeeper._owed)
+            return not (bookkeeper._rows or bookkeeper._outcomes or bookkeeper._owed)
 
         await self.until(is_told)
         # Within a millisecond, the ledger does not know the order.

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway import cli_ledger
-from gateway.cli import main
+from gateway.cli import ledger as cli_ledger
+from gateway.cli.main import main
 from gateway.config import Loaded, Paths, load
 from gateway.decide.caps import Rule
 from gateway.domain.ledger import Amounts, Dimensions, LedgerRow

@@ -15,6 +15,8 @@ import msgspec
 
 from gateway.domain.call import CallRecord
 from gateway.domain.ledger import LedgerRow
+from gateway.domain.outcome import Outcome
+from gateway.store.experiments import Experiments
 from gateway.store.journal_reader import Torn, read_calls
 from gateway.store.ledger import Ledger
 from tests.running import CHAT, chat
@@ -74,6 +76,11 @@ class Files:
         with Ledger(self.folder / "gateway.db", clock=time.time, is_new_allowed=False) as ledger:
             assert ledger.verify("dev") == []
             return list(ledger.rows("dev"))
+
+    def calls(self) -> list[Outcome]:
+        """What became of the calls, as experiments have it, oldest first."""
+        with Experiments(self.folder / "gateway.db", clock=time.time, is_new_allowed=False) as experiments:
+            return list(experiments.outcomes("dev"))
 
     def _replace(self, name: str, text: str) -> None:
         # As an editor does it: whoever reads sees the old file or the new one.

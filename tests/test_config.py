@@ -76,12 +76,12 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_where_metrics_are_exported_is_told_by_the_file_or_by_standard_variables(files: Files) -> None:
-    assert files.load().otel.metrics_url == ""
+    assert files.load().otel.metrics.url == ""
     files.write(config=CONFIG + '[telemetry]\notlp_endpoint = "http://${COLLECTOR:-127.0.0.1}:4318"')
-    assert files.load().otel.metrics_url == "http://127.0.0.1:4318/v1/metrics"
+    assert files.load().otel.metrics.url == "http://127.0.0.1:4318/v1/metrics"
     found = files.load(OTEL_EXPORTER_OTLP_ENDPOINT="http://there:1", OTEL_METRIC_EXPORT_INTERVAL="1000").otel
-    assert (found.metrics_url, found.interval_s) == ("http://there:1/v1/metrics", 1.0)
-    assert files.load(OTEL_SDK_DISABLED="true").otel.metrics_url == ""
+    assert (found.metrics.url, found.interval_s) == ("http://there:1/v1/metrics", 1.0)
+    assert files.load(OTEL_SDK_DISABLED="true").otel.metrics.url == ""
 
 
 # --- Problems --------------------------------------------------------------------------------------------------------
@@ -432,3 +432,21 @@ def test_what_was_shown_can_be_served(files: Files) -> None:
     assert (after.policy, after.routing) == (before.policy, before.routing)
     assert after.settings.agents == before.settings.agents
     assert after.plan.agents == before.plan.agents
+
+
+def test_another_policy_stands_in_for_an_environment_s_own(files: Files, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text("[ab_testing]\nenabled = true\nrollout_percentage = 33\n")
+    loaded = load(files.paths, "nowhere", litellm_map={}, environ={}, want_secrets=False, policy_file=other)
+    assert (loaded.env, loaded.plan.agents["qa_agent"].share_bps) == ("nowhere", 3_300)
+    other.write_text("[ab_testing]\nenabled = 7\n")
+    with pytest.raises(ConfigError, match=r"other\.toml: 1 problem\n  ab_testing\.enabled"):
+        load(files.paths, "dev", litellm_map={}, environ={}, policy_file=other)
+
+
+def test_without_a_folder_of_policies_another_policy_is_missing_its_rules(files: Files, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text("")
+    paths = files.paths._replace(policies=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"routing\.toml: 1 problem\n  file .*cannot be read"):
+        load(paths, "dev", litellm_map={}, environ={}, want_secrets=False, policy_file=other)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ from gateway.domain.errors import CODES
 from gateway.domain.policy import Policy
 from gateway.domain.rules import Routing
 from gateway.domain.settings import Settings
-from gateway.edge.observe import METRICS
+from gateway.edge.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "gateway").rglob("*.py"))
@@ -33,13 +33,7 @@ FLOORS = {
     "config.py": 4,
     "treasury.py": 5,
     "app.py": 5,
-    "cli_options.py": 5,
-    "cli_prices.py": 5,
-    "cli_ledger.py": 5,
-    "cli_cost_files.py": 5,
-    "cli_costs.py": 5,
-    "cli_health.py": 5,
-    "cli.py": 6,
+    "cli": 6,
     "__main__.py": 7,
 }
 # Below the edge nothing waits, reads a clock or throws dice: it is told.
@@ -49,11 +43,14 @@ BARRED_BELOW = {
 }  # fmt: skip
 # Each is paid for only by those who use it; none may come in with the gateway itself.
 HEAVY = (
-    "litellm", "matplotlib", "mistralai", "openai", "opentelemetry", "pydantic", "requests", "rich", "tenacity",
+    "grpc", "litellm", "matplotlib", "mistralai", "openai", "opentelemetry", "pydantic", "requests", "rich", "tenacity",
     "toml", "watchfiles",
 )  # fmt: skip
 MAX_LINES = 400
-BROAD_EXCEPTS = {"gateway/edge/chat.py": 1, "gateway/edge/bookkeeper.py": 1}
+BROAD_EXCEPTS = {
+    "gateway/edge/chat.py": 1, "gateway/edge/bookkeeper.py": 1, "gateway/edge/shadow.py": 1, "gateway/edge/pilot.py": 1,
+    "gateway/edge/otlp_exporter.py": 2,
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
@@ -135,7 +132,7 @@ def test_only_config_reads_the_environment() -> None:
 
 
 def test_heavy_packages_are_not_imported_with_the_gateway() -> None:
-    script = f"import sys, gateway.app, gateway.cli; print([n for n in {HEAVY!r} if n in sys.modules])"
+    script = f"import sys, gateway.app, gateway.cli.main; print([n for n in {HEAVY!r} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 
@@ -213,7 +210,7 @@ def test_every_transition_of_a_breaker_is_documented() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    from gateway.cli import main
+    from gateway.cli.main import main
 
     text = (ROOT / "docs" / "cli.md").read_text()
     assert not [name for name in main.commands if f"`gateway {name}" not in text]

@@ -106,6 +106,8 @@ def ask_all(shell: Shell) -> None:
     assert done.returncode == 0, done.stdout
 
 
+# Some sixty processes, one after the other.
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}")
 def test_every_command_of_the_runbooks_runs(tmp_path: Path) -> None:
     with gateway(tmp_path) as shell:

@@ -62,8 +62,8 @@ def test_a_lock_holds_pins_and_hashes_and_nothing_else(lock: str) -> None:
 @pytest.mark.parametrize(
     ("lock", "tables"),
     [
-        ("run", ["base", "litellm", "build"]),
-        ("dev", ["base", "litellm", "dev"]),
+        ("run", ["base", "grpc", "litellm", "reports", "build"]),
+        ("dev", ["base", "grpc", "litellm", "reports", "dev"]),
         ("image", ["base", "build"]),
         ("prices", ["litellm"]),
     ],

@@ -13,10 +13,15 @@ import pytest
 from gateway.config import Loaded, Paths, load
 from gateway.decide.budget import Hold
 from gateway.domain.ledger import Amounts, Dimensions, Held, LedgerRow, Line, Posted
+from gateway.domain.outcome import Outcome
+from gateway.edge.bookkeeper import RolloutStates
+from gateway.store.experiments import Experiments
 from gateway.store.journal import Journal, claim, journal_files
 from gateway.store.ledger import Ledger
 from gateway.store.store import Crossing
 from gateway.treasury import CannotKeepBooks, Treasury, ledger_path
+from tests.outcomes import AT_MS, outcome, record
+from tests.rolling import first
 
 ON = Dimensions(agent="qa_agent", model="first/a")
 CAP = '[[caps]]\nper = "total"\nrequests = {limit}\n'
@@ -133,6 +138,40 @@ async def test_what_others_left_is_told_too_and_who_lives_is_let_be(tmp_path: Pa
     os.close(alive[1])
 
 
+def calls(folder: Path) -> list[Outcome]:
+    with Experiments(folder / "gateway.db", clock=time.time) as experiments:
+        return list(experiments.outcomes("dev"))
+
+
+async def test_what_became_of_the_last_lifes_calls_is_told_once_however_often_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    # A hold without an end keeps the journal from being told beyond it.
+    leave_behind(tmp_path, "aaa", held("1"), record("c1"), record("c2", at_ms=AT_MS + 1))
+    for _ in range(2):
+        opened = await Treasury.open(loaded(tmp_path), _nothing)
+        assert calls(tmp_path) == [outcome("c1"), outcome("c2", at_ms=AT_MS + 1)]
+        await opened.close()
+
+
+async def test_what_became_of_others_calls_is_told_by_who_adopts_their_journals(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    for number, name in enumerate(("aaa", "bbb", "ccc")):
+        leave_behind(tmp_path, name, record(f"c{number}"))
+    async with treasury(tmp_path):
+        assert [call.id for call in calls(tmp_path)] == ["c0", "c1", "c2"]
+
+
+async def test_where_the_rollouts_stand_is_heard_as_it_opens(tmp_path: Path) -> None:
+    heard: list[RolloutStates] = []
+    change = first().change
+    assert change is not None
+    with Experiments(tmp_path / "gateway.db", clock=time.time) as experiments:
+        state = experiments.begin("dev", change)
+    opened = await Treasury.open(loaded(tmp_path), _nothing, heard.append)
+    assert heard == [{("dev", "qa_agent"): state}]
+    await opened.close()
+
+
 async def test_two_processes_have_journals_of_their_own_and_one_ledger(tmp_path: Path) -> None:
     async with treasury(tmp_path) as one, treasury(tmp_path) as other:
         assert one.journal.directory != other.journal.directory
@@ -147,6 +186,29 @@ async def test_a_clean_end_gives_every_lease_back(tmp_path: Path) -> None:
         assert database.execute("SELECT * FROM leases").fetchall() == []
         assert database.execute("SELECT * FROM holders WHERE NOT is_lost").fetchall() == []
     assert rows(tmp_path) == {}
+
+
+async def test_a_disk_that_fails_at_the_end_is_told_once_and_keeps_nothing_locked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = await Treasury.open(loaded(tmp_path), _nothing)
+    assert claim(opened.journal.directory) is None
+    # A pipe takes what is written, and cannot be flushed.
+    reading, writing = os.pipe()
+    os.dup2(writing, opened.journal._fd)
+    os.close(writing)
+    await opened.close()
+    assert [
+        record.name for record in caplog.records if "may not be on the disk: Invalid argument" in record.message
+    ] == ["gateway.budget"]
+    # Nobody has the other end open any more.
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+    claimed = claim(opened.journal.directory)
+    assert claimed is not None
+    os.close(claimed[1])
+    async with treasury(tmp_path) as again:
+        assert again.journal.directory == opened.journal.directory
 
 
 async def test_other_rules_are_in_force_at_once(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, om
     """What is kept of a call: enough for the bill, the comparison and the post-mortem; no prompt, no user in clear.
 
     Times are unix milliseconds, durations milliseconds. `model_asked`, `model_sent` and `model_answered` are three
-    names kept apart: what the caller wrote, the reference we chose, what the provider says it was. `trace_id` is the
-    trace that the call belongs to, in 32 hex digits; `span_id` is our own span in it, in 16, where it is sampled.
+    names kept apart: what the caller wrote, the reference we chose, what the provider says it was. `experiment` and
+    `stage` are those of the agent's rollout, and 0 where it did not choose the arm. `trace_id` is the trace that the
+    call belongs to, in 32 hex digits; `span_id` is our own span in it, in 16, where it is sampled. `shadow_of`: the
+    call that this one is a shadow of.
     """
 
     id: str
@@ -68,6 +70,9 @@ class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, om
     first_chunk_ms: float | None = None
     overhead_ms: float = 0.0
     client_left: bool = False
+    experiment: int = 0
+    stage: int = 0
     trace_id: str = ""
     span_id: str = ""
     parent_span_id: str = ""
+    shadow_of: str = ""

@@ -43,12 +43,14 @@ CODES: Mapping[str, ErrorCode] = {
     "agent_not_allowed": ErrorCode(403, "invalid_request_error", "The key may not use this agent."),
     "override_not_allowed": ErrorCode(403, "invalid_request_error", "The policy forbids this `x-gateway-*` override."),
     "model_not_found": ErrorCode(404, "invalid_request_error", "Neither an agent nor a model the policy lets pass."),
+    "call_not_found": ErrorCode(404, "invalid_request_error", "Feedback for a call that is not known, or not yours."),
     # Money.
     "budget_exceeded": ErrorCode(429, "insufficient_quota", "A cap is used up; Retry-After names its reset."),
     "budget_reserved": ErrorCode(429, "rate_limit_error", "What is left of a cap is held by calls in flight."),
     "model_not_priced": ErrorCode(402, "invalid_request_error", "A cap in dollars applies and no price is known."),
     "spending_stopped": ErrorCode(403, "invalid_request_error", "Somebody threw a kill switch: `gateway costs stop`."),
     "budget_unavailable": ErrorCode(503, "server_error", "The ledger's store is out of order and the cap is closed."),
+    "rollout_refused": ErrorCode(409, "invalid_request_error", "The evidence, or how it stands, is against it."),
     # Our own state.
     "overloaded": ErrorCode(503, "server_error", "More concurrent calls or connections than the limit."),
     "draining": ErrorCode(503, "server_error", "The gateway is shutting down; try another one."),

@@ -14,8 +14,10 @@ from msgspec import Meta
 
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem, Usd, nearest
+from gateway.domain.rollout_policy import Rollout, check_rollout
 from gateway.domain.secret import Secret
 from gateway.domain.settings import Count, PriceEntry, Seconds, Settings, check_prices, split_ref
+from gateway.domain.shadow_policy import SHADOW, Shadow, check_shadow
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Dimension = Literal["agent", "key", "user", "model", "operation"]
@@ -24,6 +26,7 @@ OnCut = Literal["continue", "hold", "error"]
 # JSON readers lose whole numbers above this, and a month of a large fleet has more tokens than a Count.
 Ceiling = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 BPS_PER_PERCENT = 100
+_TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 class Models(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +166,24 @@ class Alerting(msgspec.Struct, frozen=True, kw_only=True):
     slack_webhook: Secret = Secret("")
 
 
+class Traces(msgspec.Struct, frozen=True, kw_only=True):
+    """What spans hold beside figures: with `prompts`, the texts of a call, scrubbed, of `max_chars` each at most.
+
+    `agents` narrows it to some; none named: all.
+    """
+
+    prompts: bool = False
+    agents: list[str] = []
+    max_chars: Annotated[int, Meta(ge=1, le=100_000)] = 4_000
+
+
+class Reports(msgspec.Struct, frozen=True, kw_only=True):
+    """Reports that are written by themselves: each day at `daily_at` (UTC; "": never), into the folder `dir`."""
+
+    daily_at: str = ""
+    dir: Annotated[str, Meta(min_length=1)] = "reports"
+
+
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A caller's key, as the SHA-256 of it in hex. No `agents`: all of them. `trusted`: identity headers count."""
 
@@ -183,6 +204,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     models: Models = Models()
     ab_testing: AbTesting = AbTesting()
+    rollout: Rollout = Rollout()
+    shadow: Shadow = Shadow()
     overrides: Overrides = Overrides()
     limits: Limits = Limits()
     stream: Stream = Stream()
@@ -193,6 +216,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     caps: list[Cap] = []
     health: Health = Health()
     alerting: Alerting = Alerting()
+    traces: Traces = Traces()
+    reports: Reports = Reports()
     keys: list[Key] = []
     prices: dict[str, PriceEntry] = {}
     log: PolicyLog = PolicyLog()
@@ -215,7 +240,12 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
         )
     if policy.ab_testing.enabled and not policy.models.use_finetuned:
         wrong("ab_testing.enabled", "true", "there is nothing to test while models.use_finetuned is false")
-    _check_caps(policy.caps, settings, problems)
+    if policy.reports.daily_at and not _TIME_OF_DAY.fullmatch(policy.reports.daily_at):
+        wrong("reports.daily_at", f'"{policy.reports.daily_at}"', 'wants a time of day in UTC such as "06:00", or ""')
+    problems += check_rollout(policy.rollout, settings.agents, is_experiment=policy.ab_testing.enabled)
+    pools = {name: upstream.max_connections for name, upstream in settings.upstreams.items()}
+    problems += check_shadow(policy.shadow, settings.agents, pools, use_finetuned=policy.models.use_finetuned)
+    _check_caps(policy, settings, problems)
     problems += check_prices("prices", policy.prices)
     if policy.alerting.enabled and not _may_be_webhook(policy.alerting.slack_webhook):
         wrong("alerting.slack_webhook", "***", "wants the https://... address of a Slack incoming webhook, or nothing")
@@ -225,6 +255,8 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
             wrong(f"timeouts.{name}", "", f"no such upstream; known: {known}{nearest(name, settings.upstreams)}")
     for agent in policy.stream.agents:
         _check_agent(f"stream.agents.{agent}", agent, settings.agents, problems)
+    for agent in policy.traces.agents:
+        _check_agent("traces.agents", agent, settings.agents, problems)
     if policy.retries.max_wait_s < policy.retries.base_s:
         wrong("retries.max_wait_s", str(policy.retries.max_wait_s), "must not be below retries.base_s")
     if policy.breakers.max_open_s < policy.breakers.open_s:
@@ -246,14 +278,20 @@ def scope_names(scope: str) -> tuple[str, ...]:
     return () if scope == "global" else tuple(scope.split("+"))
 
 
-def _check_caps(caps: list[Cap], settings: Settings, problems: list[Problem]) -> None:
+def shadow_caps(shadow: Shadow) -> list[Cap]:
+    """The cap that shadow calls are held to; none where there are none."""
+    only: dict[Dimension, list[str]] = {"operation": [SHADOW]}
+    return [Cap(per=shadow.per, usd=shadow.usd, only=only)] if shadow.is_on and shadow.usd is not None else []
+
+
+def _check_caps(policy: Policy, settings: Settings, problems: list[Problem]) -> None:
     def wrong(key: str, found: str, fix: str) -> None:
         problems.append(Problem(key=key, found=found, fix=fix))
 
-    first_with: dict[tuple[object, ...], int] = {}
-    for index, cap in enumerate(caps):
+    first_with = {_counted_by(cap): "shadow.usd" for cap in shadow_caps(policy.shadow)}
+    for index, cap in enumerate(policy.caps):
         key = f"caps[{index}]"
-        units = [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
+        units = _units(cap)
         if len(units) != 1:
             wrong(key, " and ".join(units), "wants exactly one of usd, requests, tokens")
         names = scope_names(cap.scope)
@@ -265,10 +303,9 @@ def _check_caps(caps: list[Cap], settings: Settings, problems: list[Problem]) ->
         if cap.usd == 0:
             wrong(f"{key}.usd", '"0"', "would refuse every call; `gateway costs stop` does that, and can be undone")
         # Two caps on the same thing would share one account, and each call would be counted twice in it.
-        zone = "" if cap.per == "total" else cap.timezone
-        same = (frozenset(names), cap.per, zone, tuple(units), _sorted(cap.only))
-        if first_with.setdefault(same, index) != index:
-            wrong(key, "", f"limits the same as caps[{first_with[same]}]; keep the lower one")
+        first = first_with.setdefault(_counted_by(cap), key)
+        if first != key:
+            wrong(key, "", f"limits the same as {first}; keep the lower one")
         if list(cap.warn_at) != sorted(cap.warn_at):
             wrong(f"{key}.warn_at", "", "shares must rise")
         for name, values in cap.only.items():
@@ -282,6 +319,16 @@ def _check_caps(caps: list[Cap], settings: Settings, problems: list[Problem]) ->
         if cap.use and (upstream not in settings.upstreams or not model):
             known = ", ".join(sorted(settings.upstreams))
             wrong(f"{key}.use", f'"{cap.use}"', f"write upstream/model-id; known upstreams: {known}")
+
+
+def _units(cap: Cap) -> list[str]:
+    return [unit for unit in ("usd", "requests", "tokens") if getattr(cap, unit) is not None]
+
+
+def _counted_by(cap: Cap) -> tuple[object, ...]:
+    """What makes two caps count the same."""
+    zone = "" if cap.per == "total" else cap.timezone
+    return frozenset(scope_names(cap.scope)), cap.per, zone, tuple(_units(cap)), _sorted(cap.only)
 
 
 def _may_be_webhook(webhook: Secret) -> bool:

@@ -19,6 +19,8 @@ from gateway.domain.secret import Secret
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 UpstreamKind = Literal["openai", "compatible", "mistral", "simulator"]
+# What an upstream is told of a trace: nothing, the trace, or the caller's baggage as well.
+TraceContext = Literal["none", "trace", "all"]
 RESERVED_AGENTS = {"auto": "asks the router to choose", "raw": "stands for models that are named outright"}
 
 
@@ -56,7 +58,8 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the simulator answers and how fast; two zeroes mean no waiting at all.
 
     `jitter` is how far both times stray, as a share of themselves, decided by the request. Models whose id begins with
-    `ft:` are `finetuned_speedup` times as fast.
+    `ft:` are `finetuned_speedup` times as fast. The error rates are the parts of the requests that are answered by
+    500, of such models and of all others; the request decides that, too.
     """
 
     seed: int = 0
@@ -64,6 +67,8 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True):
     per_token_ms: Annotated[float, Meta(ge=0)] = 2.0
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.3
     finetuned_speedup: Annotated[float, Meta(gt=0)] = 1.0
+    baseline_error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    finetuned_error_rate: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +80,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     api_key_env: str = ""
     stream_usage: bool = True
     continues: bool | None = None
+    trace_context: TraceContext | None = None
     max_connections: Count = 1_000
     timeouts: Timeouts = Timeouts()
     simulator: SimulatorSettings = SimulatorSettings()
@@ -158,12 +164,16 @@ class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
-    """Histogram edges, in milliseconds, rising; and where a collector is, to which `/v1/metrics` is added."""
+    """Histogram edges, in milliseconds, rising; and where a collector is, to which each signal's path is added.
+
+    `trace_ratio` is the share of calls that are traced, of those whose callers have not decided it.
+    """
 
     latency_buckets_ms: tuple[Annotated[float, Meta(gt=0)], ...] = (
         5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000,
     )  # fmt: skip
     otlp_endpoint: str = ""
+    trace_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,7 +258,7 @@ def check_settings(settings: Settings) -> list[Problem]:
         problems.append(Problem(key="telemetry.latency_buckets_ms", found="", fix=fix))
     if settings.telemetry.otlp_endpoint:
         instead = "a password belongs into OTEL_EXPORTER_OTLP_HEADERS"
-        _check_url("telemetry.otlp_endpoint", settings.telemetry.otlp_endpoint, "no /v1/metrics", instead, wrong)
+        _check_url("telemetry.otlp_endpoint", settings.telemetry.otlp_endpoint, "no path of a signal", instead, wrong)
     if not settings.store.url.startswith(("sqlite:///", "postgresql://")):
         wrong("store.url", _without_secrets(settings.store.url), "use sqlite:///path or postgresql://...")
     return problems

@@ -57,7 +57,7 @@ _content = msgspec.json.Decoder(str | list[_Part] | None)
 class ChatBody:
     """A chat request: its raw top-level fields, and the few that the gateway acts on, decoded and checked."""
 
-    __slots__ = ("fields", "include_usage", "max_tokens", "message_count", "model", "n", "stream", "temperature")
+    __slots__ = ("fields", "include_usage", "max_tokens", "model", "n", "stream", "temperature")
 
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
@@ -73,7 +73,7 @@ class ChatBody:
         # OpenAI's newer field wins where both are given, as it does at OpenAI.
         self.max_tokens: int | None = completion_limit if completion_limit is not None else limit
         self.temperature: float | None = _take(fields, "temperature", _number, "a number")
-        self.message_count: int = _count_messages(fields)
+        _check_messages(fields)
 
     def is_set(self, name: str) -> bool:
         """Whether the caller set a field. A null counts as left out, as SDKs send it for "not given"."""
@@ -157,13 +157,11 @@ def _whole_field(fields: Fields, name: str) -> int | None:
     return value
 
 
-def _count_messages(fields: Fields) -> int:
+def _check_messages(fields: Fields) -> None:
     if "messages" not in fields:
         raise Refused("missing_field", "you must provide a messages parameter", param="messages")
-    found = _take(fields, "messages", _messages, "an array of objects that have a role")
-    if not found:
+    if not _take(fields, "messages", _messages, "an array of objects that have a role"):
         raise Refused("invalid_value", "messages must not be empty", param="messages")
-    return len(found)
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------

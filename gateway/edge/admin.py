@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client.exposition import choose_encoder
 
 from gateway.decide.explain import explain
 from gateway.decide.health import Condition, Overall
@@ -17,8 +16,10 @@ from gateway.decide.identify import Caller
 from gateway.domain.errors import GatewayError
 from gateway.domain.wire import read_chat
 from gateway.edge.admin_costs import Costs
+from gateway.edge.admin_rollout import RolloutPaths
 from gateway.edge.admit import leave_to_read_body, read_body
 from gateway.edge.data_app import add_no_such_path
+from gateway.edge.exposition import Exposition
 from gateway.edge.guard import Handler, guarded
 from gateway.edge.health import Health
 from gateway.edge.replies import JSON, error_reply
@@ -39,6 +40,7 @@ def admin_app(runtime: Runtime, ledger: Path) -> web.Application:
     app.router.add_get("/admin/config", guarded(_config))
     app.router.add_post("/admin/explain", guarded(_explain), expect_handler=leave_to_read_body)
     Costs(runtime, ledger).add_to(app)
+    RolloutPaths(runtime, ledger).add_to(app)
     add_no_such_path(app)
     return app
 
@@ -81,12 +83,11 @@ def _agent_health_of(health: Health) -> Handler:
 
 
 def _metrics_of(runtime: Runtime) -> Handler:
-    registry = runtime.observer.registry()
+    exposition = Exposition(runtime.observer.figures)
 
     async def metrics(request: web.Request) -> web.Response:
-        # prometheus_client speaks both text formats; the scraper says which it wants.
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+        text, content_type = await exposition.text(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
 
     return metrics
 

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
 import msgspec
 from aiohttp import web
@@ -19,6 +19,7 @@ from gateway.decide.by_hand import Entry, actual_of, doubts_about, read_switch, 
 from gateway.domain.errors import GatewayError, Refused
 from gateway.domain.spans import read_instant, read_span
 from gateway.edge.admit import leave_to_read_body, read_body
+from gateway.edge.asked import decoded, refuse_web_pages
 from gateway.edge.guard import Handler, guarded
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import Runtime
@@ -29,9 +30,6 @@ from gateway.store.store import Stop, StoreError
 T = TypeVar("T")
 Serve = Callable[["Costs", web.Request], Awaitable[object]]
 
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
-_PLACE = re.compile(r"`\$\.(\w+)")
 _MOST_AUDITED = 10_000
 _MAX_TEXT = 1_000
 
@@ -176,7 +174,7 @@ class Costs:
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 if is_change:
-                    _refuse_web_pages(request)
+                    refuse_web_pages(request)
                 found = await serve(self, request)
             except GatewayError as error:
                 return error_reply(error)
@@ -186,7 +184,7 @@ class Costs:
 
     async def _read(self, request: web.Request, kind: type[T]) -> T:
         """The body as `kind`. Texts that are kept have an end."""
-        wanted = _decoded(await read_body(self._runtime, request), kind)
+        wanted = decoded(await read_body(self._runtime, request), kind)
         for name in ("who", "why"):
             text = getattr(wanted, name, "-")
             is_needed = name == "who" or isinstance(wanted, Release | Throw)
@@ -213,28 +211,3 @@ def _work_at(path: Path, work: Callable[[Ledger], T]) -> T:
 
 def _unavailable(error: StoreError) -> Refused:
     return Refused("budget_unavailable", str(error), headers={"Retry-After": "1"})
-
-
-def _refuse_web_pages(request: web.Request) -> None:
-    """Browsers say where a page is from, and send JSON to another origin only if that allows it, which we never do."""
-    if "Origin" in request.headers:
-        raise Refused("origin_not_allowed", "the ledger is not changed for web pages", param="Origin")
-    if request.content_type != JSON or "Content-Type" not in request.headers:
-        raise Refused("invalid_header", f"send Content-Type: {JSON}", param="Content-Type")
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        code: Literal["missing_field", "invalid_value", "invalid_type"] = "invalid_type"
-        place: Any = _PLACE.search(text)
-        if found := _MISSING.search(text):
-            code, place = "missing_field", found
-        elif found := _UNKNOWN.search(text):
-            code, place = "invalid_value", found
-        message = text.partition(" - at `")[0].replace("`", "")
-        raise Refused(code, message[:1].lower() + message[1:], param=place[1] if place else None) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Refused("invalid_json", "the body is not one valid JSON object in UTF-8") from None

@@ -20,8 +20,6 @@ from gateway.edge.open_call import OpenCall
 from gateway.edge.refusal import error_in_answer, no_stream, rate_limit_headers, refusal
 from gateway.edge.upstream import MAX_ANSWER_BYTES, Exchange, Upstream
 
-# Of a caller's headers, these go on to the provider. Everything else stays here.
-_SENT_HEADERS = ("traceparent", "tracestate")
 # Malformed events are skipped; a stream that holds more of them than this is broken.
 MAX_MALFORMED = 3
 _INCLUDE_USAGE = raw({"include_usage": True})
@@ -87,11 +85,6 @@ def request_body(
     if body.stream and dialect.asks_for_usage and stream_usage and not body.include_usage:
         sent["stream_options"] = _INCLUDE_USAGE
     return encode(sent), dropped
-
-
-def sent_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The caller's headers that go on to the provider."""
-    return {name: headers[name] for name in _SENT_HEADERS if name in headers}
 
 
 async def attempt(

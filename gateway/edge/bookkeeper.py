@@ -1,28 +1,31 @@
-"""Keeps the books in step with the store: tells it what was spent, fetches leases, gives unused ones back.
+"""Keeps books and store in step: tells what was spent and what became of calls, fetches leases, gives unused ones back.
 
 One transaction at a time, in a thread, with everything in it that has come up meanwhile; so a thousand calls that need
-a lease cost one. Calls wait here for headroom, and only here. The invariant: nothing is told to the store before it is
-in the journal, and what the store did not take is told again.
+a lease cost one; where they wait is headroom.py. The invariant: nothing is told to the store before it is in the
+journal, and what the store did not take is told again.
 """
 
 import asyncio
 import logging
 import time
-from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from operator import itemgetter
+from itertools import islice
 from typing import TypeVar
 
-from gateway.decide.budget import Account, Books, Hold, News, Shortfall
+from gateway.decide.budget import Account, Books
 from gateway.decide.caps import Rule
+from gateway.domain.call import CallRecord
 from gateway.domain.errors import Refused
 from gateway.domain.ledger import Dimensions, LedgerRow, Line
+from gateway.domain.outcome import Outcome, outcome_of
+from gateway.domain.rollout import RolloutState
+from gateway.edge.headroom import Headroom
 from gateway.store.journal import Journal
 from gateway.store.leases import TTL_S
-from gateway.store.store import Ask, Batch, Crossing, Spot, Stop, Store, StoreError, Synced
+from gateway.store.store import Batch, Crossing, Spot, Stop, Store, StoreError, Synced
 
 T = TypeVar("T")
 
@@ -31,14 +34,14 @@ log = logging.getLogger("gateway.budget")
 TICK_S = 0.1
 # The store is asked at least so often, even with nothing to tell: for kill switches, and to be seen alive.
 ASK_S = 0.25
-# What is known of an account is believed for so long before the store is asked about it again.
-FRESH_S = 0.1
 # What is told at the end may take so long; what is not told by then is told at the next start.
 CLOSING_S = 5.0
-# Rows of one transaction; a backlog is told in several.
+# Rows of one transaction, and calls; a backlog is told in several.
 MAX_ROWS = 2_000
 
 Spent = tuple[tuple[Account, int], ...]
+# By environment and agent.
+RolloutStates = Mapping[tuple[str, str], RolloutState]
 
 
 class Bookkeeper:
@@ -53,23 +56,23 @@ class Bookkeeper:
         tell: Callable[[Crossing], None],
         answer_s: float,
         keep_segments: int,
+        take_rollouts: Callable[[RolloutStates], None] = lambda _: None,
     ) -> None:
-        """`answer_s`: a store that takes longer is out of order, and no call waits for it any longer."""
+        """`answer_s`: a store that takes longer is out of order, and no call waits for it any longer.
+
+        `take_rollouts` is told of all rollouts whenever one has changed, within `ASK_S` and what a transaction takes.
+        """
         self._books = books
         self._journal = journal
         self._store = store
         self._tell = tell
-        self._answer_s = answer_s
+        self._take_rollouts = take_rollouts
         self._keep_segments = keep_segments
         self._rows: deque[tuple[LedgerRow, Spent]] = deque()
+        self._outcomes: deque[Outcome] = deque()
         self._owed: deque[tuple[Sequence[Line], Sequence[tuple[LedgerRow, Spent]]]] = deque()
-        self._asks: dict[Account, Ask] = {}
-        # Accounts that went on without the store: it is asked of them as soon as it answers.
-        self._lent: dict[Account, None] = {}
-        # Calls that wait for headroom which others hold, first come, first served, account by account.
-        self._waiting: dict[Account, list[tuple[float, asyncio.Future[None]]]] = {}
         self._wake = asyncio.Event()
-        self._synced: asyncio.Future[None] | None = None
+        self.headroom = Headroom(answer_s=answer_s, wake=self._wake.set)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -78,24 +81,28 @@ class Bookkeeper:
         self._heard_at_s = self._heard_s = float("-inf")
         self._rules: Sequence[Rule] | None = None
         self.stops: tuple[Stop, ...] = ()
+        self.rollouts: RolloutStates = {}
         self.holders = 1
         # Why the store is out of order; empty while it is not.
         self.store_error = ""
         self.store_errors = 0
         self._journal_error = ""
-        # nUSD granted by ourselves, where a cap stays open without its store.
-        self.unleased_nusd = 0
 
     # --- From the journey --------------------------------------------------------------------------------------------
 
     def resolved(self, row: LedgerRow, spent: Spent) -> None:
         """An attempt's money is known, or is known to be in doubt, and the journal has it."""
         self._rows.append((row, spent))
-        if self._waiting:
-            self._freed(account for account, _ in spent)
+        self.headroom.freed(account for account, _ in spent)
+
+    def recorded(self, record: CallRecord) -> None:
+        """A call is over, and the journal has it."""
+        outcome = outcome_of(record)
+        if outcome is not None:
+            self._outcomes.append(outcome)
 
     def owe(self, lines: Sequence[Line], rows: Sequence[tuple[LedgerRow, Spent]]) -> None:
-        """The journal did not take these lines; they are written as soon as it does, and the rows are told then."""
+        """The journal did not take these lines; they are written as soon as it does, and all of it is told then."""
         self._owed.append((lines, rows))
 
     def _write_owed(self) -> None:
@@ -105,115 +112,24 @@ class Bookkeeper:
             self._owed.popleft()
             for row, spent in rows:
                 self.resolved(row, spent)
-
-    def _freed(self, accounts: Iterable[Account]) -> None:
-        """Wake the first who waits for each of these accounts: something was given back."""
-        for account in accounts:
-            self._wake_next(account)
+            for line in lines:
+                if isinstance(line, CallRecord):
+                    self.recorded(line)
 
     def stopped(self, env: str, on: Dimensions) -> Stop | None:
         """The kill switch that stops such a call, if one does."""
         return next((stop for stop in self.stops if stop.covers(env, on)), None)
 
-    async def find_headroom(self, short: Shortfall, *, came_s: float, wait_s: float) -> bool:
-        """Wait until it is worth trying again, `wait_s` at most for what others hold; False where it is not.
-
-        `came_s`: since when the call wants it; who tries again in vain keeps its place. Raises `Refused` where the
-        store is out of order and the cap is closed then.
-        """
-        account = short.account
-        if time.monotonic() - account.seen_s > FRESH_S or 0 < short.missing <= account.at_store:
-            before = account.seen_s
-            await self._ask(short)
-            if min(account.available, account.remaining) >= short.amount or account.seen_s > before == float("-inf"):
-                return True
-        if not short.is_only_held:
-            # Whoever waits behind this one may wait for what will not come, too.
-            self._wake_next(account)
-            return False
-        if wait_s <= 0:
-            return False
-        return await self._wait(short, came_s, wait_s)
-
-    async def _ask(self, short: Shortfall) -> None:
-        account = short.account
-        rule = account.rule
-        if self.store_error and not rule.is_closed:
-            self._lend(short)
-            return
-        pending = self._asks.get(account)
-        needed = max(0, short.missing, pending.needed if pending else 0)
-        wanted = max(needed, round(account.recent))
-        self._asks[account] = _ask_of(account, needed, wanted)
-        if self._synced is None:
-            self._synced = asyncio.get_running_loop().create_future()
-        answer = self._synced
-        self._wake.set()
-        try:
-            async with asyncio.timeout(self._answer_s):
-                await asyncio.shield(answer)
-        except (TimeoutError, StoreError):
-            if not rule.is_closed:
-                self._lend(short)
-                return
-            message = f"the ledger's store does not answer, and this cap stays closed without it: {rule.label}"
-            raise Refused("budget_unavailable", message, headers={"Retry-After": "1"}) from None
-
-    def _lend(self, short: Shortfall) -> None:
-        """Go on without the store, as the policy has it for this cap. What is spent so is told as all else is."""
-        account, missing = short.account, short.missing
-        account.granted += missing
-        self._lent[account] = None
-        if account.rule.unit == "usd":
-            self.unleased_nusd += missing
-
-    async def _wait(self, short: Shortfall, came_s: float, wait_s: float) -> bool:
-        """In the account's queue until something is given back; False where that took too long."""
-        account = short.account
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(account, [])
-        place = came_s, mine
-        insort(queue, place, key=itemgetter(0))
-        is_woken = False
-        try:
-            async with asyncio.timeout(wait_s):
-                await mine
-            is_woken = True
-            return True
-        except TimeoutError:
-            return False
-        finally:
-            if place in queue:
-                queue.remove(place)
-            elif not is_woken:
-                # Woken and gone in the same moment: what was given back is for the next one.
-                self._wake_next(account)
-            # Another who was woken with us may have let go of the queue already, and a new one begun.
-            if not queue and self._waiting.get(account) is queue:
-                del self._waiting[account]
-
-    def _wake_next(self, account: Account) -> None:
-        queue = self._waiting.get(account)
-        while queue:
-            _, mine = queue.pop(0)
-            if not mine.done():
-                mine.set_result(None)
-                return
-
-    def passed_on(self, hold: Hold) -> None:
-        """A call that had waited got its headroom; there may be some left for the next."""
-        if self._waiting:
-            self._freed([account for account, _ in hold.entries])
-
     # --- The loop ----------------------------------------------------------------------------------------------------
 
-    async def start(self, rows: Sequence[LedgerRow]) -> None:
+    async def start(self, rows: Sequence[LedgerRow], outcomes: Sequence[Outcome] = ()) -> None:
         """Tell what the journal still held, open the accounts of all, and go on from there. Raises `StoreError`."""
         self._rows.extend((row, ()) for row in rows)
+        self._outcomes.extend(outcomes)
         for account in self._books.shared_accounts(time.time()):
-            self._asks[account] = _ask_of(account)
+            self.headroom.ask(account)
         # All at once: with this the leases of the last life end.
-        await self._sync(max_rows=len(self._rows))
+        await self._sync(max_rows=max(len(self._rows), len(self._outcomes)))
         self._task = asyncio.create_task(self._run())
 
     def take_rules(self, rules: Sequence[Rule]) -> None:
@@ -233,7 +149,7 @@ class Bookkeeper:
             self._journal_failed(str(refused))
         try:
             async with asyncio.timeout(CLOSING_S):
-                while self._rows:
+                while self._rows or self._outcomes:
                     await self._sync()
                 await self._sync(is_leaving=True)
                 await self._in_thread(self._store.leave)
@@ -278,7 +194,7 @@ class Bookkeeper:
 
     async def _step(self) -> None:
         now_s = time.monotonic()
-        if self.store_error and not self._asks and now_s - self._asked_s < ASK_S:
+        if self.store_error and not self.headroom.has_asks and now_s - self._asked_s < ASK_S:
             return
         if self._rules is not None:
             rules, self._rules = self._rules, None
@@ -287,21 +203,19 @@ class Bookkeeper:
             except StoreError:
                 self._rules = rules
                 raise
-        if self._rows or self._asks or self._waiting or now_s - self._asked_s >= ASK_S:
+        is_wanted = self._rows or self._outcomes or self.headroom.has_asks or self.headroom.has_waiting
+        if is_wanted or now_s - self._asked_s >= ASK_S:
             await self._sync()
 
     async def _sync(self, *, max_rows: int = MAX_ROWS, is_leaving: bool = False) -> None:
         """One transaction. What it does not take is put back."""
         now_s = time.time()
         self._asked_s = time.monotonic()
-        rows = [self._rows[index] for index in range(min(len(self._rows), max_rows))]
-        is_all = len(rows) == len(self._rows)
+        rows, outcomes = list(islice(self._rows, max_rows)), list(islice(self._outcomes, max_rows))
+        is_all = len(rows) == len(self._rows) and len(outcomes) == len(self._outcomes)
         written, position = self._journal.written_bytes, self._journal.position()
-        asks, self._asks = self._asks, {}
-        lent = list(self._lent)
-        for account in lent:
-            asks.setdefault(account, _ask_of(account))
-        answer, self._synced = self._synced, None
+        wishes = self.headroom.collect()
+        asks = wishes.asks
         # Whoever was silent for so long may have lost its leases, and the store must then be told all that they cover.
         # So everything is given back, lest calls hold more of it while the store is asked.
         silent_s = max(now_s - self._heard_at_s, self._asked_s - self._heard_s)
@@ -318,6 +232,7 @@ class Bookkeeper:
             returns=[(Spot(account.name, account.start_s), amount) for account, amount in returns],
             held=self._outstanding(rows),
             told=position if is_all else None,
+            outcomes=outcomes,
         )
         asked_s = self._asked_s
         try:
@@ -325,28 +240,24 @@ class Bookkeeper:
         except StoreError as error:
             for account, amount in returns:
                 account.granted += amount
-            if answer is not None:
-                answer.set_exception(error)
-                answer.exception()  # Whoever waits hears of it; nobody need.
+            self.headroom.failed(wishes, error)
             raise
         self._heard_at_s, self._heard_s = now_s, asked_s
         for _ in rows:
             _, spent = self._rows.popleft()
             self._books.told(spent)
-        for account in lent:
-            self._lent.pop(account, None)
+        for _ in outcomes:
+            self._outcomes.popleft()
         if is_all:
             self._journal.told(written)
             self._journal.prune(position, self._keep_segments)
         self._take(found)
-        if answer is not None and not answer.done():
-            answer.set_result(None)
-        for account in list(self._waiting):
-            self._wake_next(account)
+        self.headroom.answered(wishes)
         # They take what they were granted before the next transaction gives it back to others who want it, or nobody
         # would ever have it for long enough. An answer is shielded, so it needs two turns of the loop to arrive.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        self._hear({(env, state.agent): state for env, state in found.rollouts})
 
     def _outstanding(self, told: Iterable[tuple[LedgerRow, Spent]]) -> list[tuple[Spot, int]]:
         """What leases must still cover when these rows are told, whether or not the rest is in the journal yet."""
@@ -362,23 +273,26 @@ class Bookkeeper:
         if self.store_error:
             log.warning("the ledger's store is back")
             self.store_error = ""
+            self.headroom.is_store_out = False
         if found.was_lost and self._task is not None:
             log.warning("this process was silent for so long that its leases were taken back; they are put right now")
         self.holders, self.stops = found.holders, tuple(found.stops)
         now_s = time.monotonic()
-        for spot, standing in found.accounts.items():
+        for spot, balance in found.accounts.items():
             account = self._books.find(*spot)
             if account is not None:
-                news = News(
-                    standing.leased, standing.posted, standing.in_doubt, standing.leased_elsewhere, standing.is_wanted
-                )
-                self._books.heard(account, news, seen_s=now_s)
-                if news.is_wanted and account.available > 0:
+                self._books.heard(account, balance, seen_s=now_s)
+                if balance.is_wanted and account.available > 0:
                     # What nobody here takes at once goes back at once: somebody waits for it.
                     self._asked_s = float("-inf")
                     self._wake.set()
         for crossing in found.crossings:
             self._tell(crossing)
+
+    def _hear(self, rollouts: RolloutStates) -> None:
+        if rollouts != self.rollouts:
+            self.rollouts = rollouts
+            self._take_rollouts(rollouts)
 
     def _journal_failed(self, why: str) -> None:
         if why != self._journal_error:
@@ -390,11 +304,7 @@ class Bookkeeper:
         if not self.store_error:
             log.error("%s; leases are spent as far as they go, and the journal keeps the rest", error)
         self.store_error = str(error)
+        self.headroom.is_store_out = True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-
-def _ask_of(account: Account, needed: int = 0, wanted: int = 0) -> Ask:
-    """With nothing needed: how it stands, and what there is to be had."""
-    return Ask(account.rule, account.on, Spot(account.name, account.start_s), account.end_s, needed, wanted)

@@ -16,15 +16,17 @@ from aiohttp import web
 from gateway.decide.fill import fill
 from gateway.decide.identify import find_caller, identify
 from gateway.domain.errors import GatewayError, Refused
-from gateway.domain.wire import read_chat
+from gateway.domain.wire import ChatBody, read_chat
 from gateway.edge.admit import admit
 from gateway.edge.attempt import Begun, Whole
 from gateway.edge.failover import Failover
 from gateway.edge.listener import tell_when_lost
+from gateway.edge.logs import IN_CALL
 from gateway.edge.open_call import OpenCall
 from gateway.edge.relay import Relay
 from gateway.edge.replies import JSON, SERVER_NAME, error_reply
 from gateway.edge.runtime import RUNTIME
+from gateway.edge.shadow import follow, plain_reply
 
 log = logging.getLogger("gateway.call")
 
@@ -42,26 +44,29 @@ async def chat(request: web.Request) -> web.StreamResponse:
     runtime = request.app[RUNTIME]
     call = OpenCall(runtime, new_call_id())
     runtime.observer.in_flight += 1
+    IN_CALL.set(call.record)
     response: web.StreamResponse | None = None
     tell_when_lost(request, partial(_left, call, asyncio.current_task()))
     try:
         # Before the body is read: a stranger's must not cost us memory.
         caller = find_caller(call.plan, request.headers, is_loopback=is_loopback(request))
+        call.trace.begin(request.headers, call.record, is_trusted=caller.is_trusted)
         body = read_chat(await admit(call, request))
         who = identify(call.plan, request.headers, body, caller, now_s=time.time())
         call.identified(who, caller, body)
         assignment = call.plan.assign(who.agent, who.user, variant=who.variant, allow_fallback=who.allow_fallback)
         filled = fill(body, who.agent.defaults, call.plan.limits, is_capped=call.plan.is_capped)
         call.assigned(who, assignment, filled, body)
-        failover = Failover(call, call.within_budget(assignment), filled, body, request.headers)
+        failover = Failover(call, call.within_budget(assignment), filled, body)
         answer = await failover.answer()
         if isinstance(answer, Whole):
-            return await _reply(call, answer)
+            return await _reply(call, answer, body)
         response = web.StreamResponse(headers=_stream_headers(call, answer))
         relay = Relay(call, failover, answer, response, request.transport, wants_usage=body.include_usage)
         await relay.run(request)
         if call.record.client_left and request.transport is not None:
             request.transport.abort()
+        follow(call, body)
         return response
     except GatewayError as error:
         return _refuse(call, error)
@@ -72,7 +77,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
             raise
         return response
     except Exception:
-        log.exception("bug in call %s", call.record.id)
+        log.exception("bug in a call")
         if response is not None and response.prepared:
             raise
         return _refuse(call, Refused("internal_error", f"internal error; the log has it under {call.record.id}"))
@@ -81,6 +86,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
         tell_when_lost(request, None)
         call.hold_bytes(0)
         _close_books(call)
+        # The connection's next words are not this call's.
+        IN_CALL.set(None)
 
 
 def _left(call: OpenCall, journey: "asyncio.Task[object] | None") -> None:
@@ -97,13 +104,14 @@ def _left(call: OpenCall, journey: "asyncio.Task[object] | None") -> None:
         call.ending = asyncio.get_running_loop().call_later(patience_s, journey.cancel)
 
 
-async def _reply(call: OpenCall, answer: Whole) -> web.Response:
+async def _reply(call: OpenCall, answer: Whole, body: ChatBody) -> web.Response:
     """A plain answer, settled and recorded before its first byte leaves."""
     call.answered(answer.model, answer.finish_reason, answer.usage, content_bytes=len(answer.body))
+    call.trace.answers((answer.body,))
     call.finish()
     await call.runtime.journal.flushed()
     headers = {"Server": SERVER_NAME, **answer.headers, **call.headers(), **call.closing_headers()}
-    return web.Response(body=answer.body, content_type=JSON, headers=headers)
+    return plain_reply(call, body, body=answer.body, content_type=JSON, headers=headers)
 
 
 def _stream_headers(call: OpenCall, begun: Begun) -> dict[str, str]:
@@ -131,7 +139,7 @@ def _close_books(call: OpenCall) -> None:
     try:
         call.finish(Refused("draining", "cut off by the gateway's shutdown") if is_ours else None)
     except Refused:
-        log.exception("call %s could not be recorded", call.record.id)
+        log.exception("a call could not be recorded")
 
 
 def is_loopback(request: web.BaseRequest) -> bool:

@@ -6,7 +6,6 @@ out. The invariant: every call that a breaker admitted is told to it as succeede
 
 import asyncio
 import time
-from collections.abc import Mapping
 
 from gateway.decide.breaker import Admission, Breaker, State
 from gateway.decide.fallback import REMEDIES, Action, next_step
@@ -17,22 +16,19 @@ from gateway.domain.dialects import DIALECTS
 from gateway.domain.errors import FaultKind, UpstreamFault
 from gateway.domain.splice import Delivered, Splice
 from gateway.domain.wire import ChatBody
-from gateway.edge.attempt import Begun, Whole, attempt, request_body, sent_headers
+from gateway.edge.attempt import Begun, Whole, attempt, request_body
 from gateway.edge.open_call import OpenCall
 
 
 class Failover:
     """A place in a chain, which only ever moves forward."""
 
-    def __init__(
-        self, call: OpenCall, assignment: Assignment, filled: Filled, body: ChatBody, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, call: OpenCall, assignment: Assignment, filled: Filled, body: ChatBody) -> None:
         self._call = call
         self._standing = call.runtime.standing
         self._chain = assignment.chain
         self._filled = filled
         self._body = body
-        self._headers = sent_headers(headers)
         self._hold = body.stream and call.on_cut == "hold"
         self._index = 0
         # The breaker, and the way it admitted it, of the stream that is under way.
@@ -125,9 +121,8 @@ class Failover:
             )
             if self._tries == 1:
                 self._standing.budget(target.upstream).called(time.monotonic())
-            found = await attempt(
-                call, upstream, target, payload, self._headers, stream=self._body.stream, hold=self._hold
-            )
+            headers = call.trace_headers(target)
+            found = await attempt(call, upstream, target, payload, headers, stream=self._body.stream, hold=self._hold)
             is_settled = True
             if isinstance(found, Begun):
                 # How a stream went is known at its end.

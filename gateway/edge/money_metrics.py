@@ -10,7 +10,8 @@ from gateway.decide.budget import Account, Books
 from gateway.domain.money import NUSD_PER_USD
 from gateway.edge.alerts import Alerts
 from gateway.edge.bookkeeper import Bookkeeper
-from gateway.edge.observe import (
+from gateway.edge.distribution import Figures
+from gateway.edge.metrics import (
     ALERTS,
     BEHIND,
     CAP_HELD,
@@ -22,7 +23,6 @@ from gateway.edge.observe import (
     STORE_ERRORS,
     STORE_OK,
     UNLEASED,
-    Figures,
 )
 from gateway.store.journal import Journal
 
@@ -50,7 +50,7 @@ def money_figures(books: Books, bookkeeper: Bookkeeper, journal: Journal, alerts
     yield BEHIND, [((), journal.behind_bytes)]
     yield STORE_OK, [((), 0.0 if bookkeeper.store_error else 1.0)]
     yield STORE_ERRORS, [((), bookkeeper.store_errors)]
-    yield UNLEASED, [((), bookkeeper.unleased_nusd)]
+    yield UNLEASED, [((), bookkeeper.headroom.unleased_nusd)]
     yield ALERTS, [(("sent",), alerts.sent), (("failed",), alerts.failed), (("dropped",), alerts.dropped)]
     yield HOLDERS, [((), bookkeeper.holders)]
 

@@ -22,6 +22,7 @@ from gateway.domain.money import Usage, format_usd
 from gateway.domain.policy import OnCut
 from gateway.domain.sse import Tap
 from gateway.domain.wire import ChatBody
+from gateway.edge.call_trace import CallTrace
 from gateway.edge.purse import Ended, Purse
 from gateway.edge.replies import header_text
 from gateway.edge.runtime import Runtime
@@ -51,6 +52,7 @@ class OpenCall:
         self._why = ""
         self.purse = Purse(runtime, self.plan, request_id)
         self._wanted_ref = ""
+        self.trace = CallTrace(runtime.tracing)
         # How a stream that breaks off goes on.
         self.on_cut: OnCut = "error"
         self._buffered_bytes = 0
@@ -81,10 +83,14 @@ class OpenCall:
         record.variant, record.bucket = assignment.variant, assignment.bucket
         record.variant_from = who.variant_from or assignment.variant_from
         record.share_bps = who.agent.share_bps if self.plan.is_experiment else None
+        if assignment.variant_from == "experiment":
+            record.experiment, record.stage = who.agent.experiment, who.agent.stage
         self._wanted_ref = assignment.chain[0].ref
         self.on_cut = who.agent.on_cut
         self.lowered = filled.lowered
         self.purse.fill(filled.fields, filled.max_tokens, body.n)
+        traces = self.plan.traces
+        self.trace.asks(filled.fields, max_chars=traces.max_chars if self.plan.shows_prompts(record.agent) else 0)
 
     def hold_bytes(self, size: int) -> None:
         """Make the body's share of what the gateway holds of all bodies `size`; 0 gives it back."""
@@ -127,9 +133,14 @@ class OpenCall:
         finally:
             self.waited_s += self.purse.waited_s - before_s
         self._target = target
-        self._attempt = Attempt(ref=target.ref, started_ms=round((time.perf_counter() - self.started_s) * 1000))
+        started_ms = round((time.perf_counter() - self.started_s) * 1000)
+        self._attempt = Attempt(ref=target.ref, started_ms=started_ms, span_id=self.trace.span_id())
         self.record.attempts.append(self._attempt)
         self.record.model_sent = target.ref
+
+    def trace_headers(self, target: Target) -> dict[str, str]:
+        """What the provider of the attempt under way is told of the trace."""
+        return self.trace.sent(self._attempt.span_id if self._attempt is not None else "", target.trace_context)
 
     def _on(self, target: Target) -> Dimensions:
         record = self.record
@@ -146,7 +157,7 @@ class OpenCall:
         purse, attempt = self.purse, self._attempt
         if self._target is None or attempt is None:
             return
-        self.runtime.observer.fault(self._target.upstream, fault.kind)
+        self._tell_fault(fault)
         usage = tap.usage if tap is not None else None
         if usage is not None and usage.is_sane:
             ended = purse.post(usage)
@@ -223,19 +234,28 @@ class OpenCall:
         elapsed_s = time.perf_counter() - self.started_s
         record.duration_ms = round(elapsed_s * 1000, 3)
         record.overhead_ms = round((elapsed_s - self.waited_s) * 1000, 3)
+        self._tell()
+        self.purse.close(record if record.agent else None)
+
+    def _tell_fault(self, fault: UpstreamFault) -> None:
+        if self._target is not None:
+            self.runtime.observer.fault(self._target.upstream, fault.kind)
+
+    def _tell(self) -> None:
+        """Tell all who count and show calls."""
+        record = self.record
         if not record.attempts:
             self.runtime.observer.refused(record.error)
         else:
             self.runtime.observer.call_ended(record)
+        self.trace.end(record)
         self._log()
-        self.purse.close(record if record.agent else None)
 
     def _log(self) -> None:
         record = self.record
         level = logging.INFO if record.error or record.client_left else logging.DEBUG
         if log.isEnabledFor(level):
             fields = {
-                "id": record.id,
                 "agent": record.agent,
                 "variant": record.variant,
                 "model": record.model_sent,
@@ -255,6 +275,8 @@ class OpenCall:
         """What the caller is told of the call, as far as it is known when the headers leave."""
         record = self.record
         found = {"x-request-id": record.id}
+        if record.span_id:
+            found["x-gateway-trace-id"] = record.trace_id
         if record.agent:
             found["x-gateway-agent"] = record.agent
             found["x-gateway-route"] = header_text(f"{record.rule}: {self._why}" if record.rule else self._why)

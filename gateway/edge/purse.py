@@ -147,12 +147,12 @@ class Purse:
             self.void()
             raise
         self.waited_s += time.perf_counter() - since_s
-        runtime.bookkeeper.passed_on(hold)
+        runtime.bookkeeper.headroom.passed_on(hold)
 
     async def _find_headroom(self, short: Shortfall, came_s: float, until_s: float) -> bool:
         since_s = time.perf_counter()
         try:
-            return await self._runtime.bookkeeper.find_headroom(short, came_s=came_s, wait_s=until_s - since_s)
+            return await self._runtime.bookkeeper.headroom.find(short, came_s=came_s, wait_s=until_s - since_s)
         finally:
             self.waited_s += time.perf_counter() - since_s
 
@@ -274,13 +274,16 @@ class Purse:
 
         Raises `Refused` then.
         """
+        bookkeeper = self._runtime.bookkeeper
         if record is not None:
             self._lines.append(record)
         try:
             self.write()
         except Refused:
-            self._runtime.bookkeeper.owe(self._lines, self._resolved)
+            bookkeeper.owe(self._lines, self._resolved)
             raise
+        if record is not None:
+            bookkeeper.recorded(record)
 
     def remaining_nusd(self) -> int | None:
         """What is left of the tightest cap in dollars on the last attempt; None without one."""

@@ -19,6 +19,7 @@ from gateway.domain.splice import MAX_DELIVERED_BYTES, Mismatch, Splice, read_de
 from gateway.domain.sse import DONE, DONE_FRAME, Tap, frame
 from gateway.edge.attempt import MAX_MALFORMED, Begun
 from gateway.edge.failover import Failover
+from gateway.edge.gen_ai import Operations
 from gateway.edge.open_call import OpenCall
 from gateway.edge.refusal import error_in_answer
 
@@ -63,6 +64,10 @@ class Relay:
         # Of the stretch over which the rate is judged: how long the provider was waited for, and what it sent.
         self._window_waited_s = 0.0
         self._window_events = 0
+        # When the latest events came, and the latest chunk with content; and of how many chunks is told.
+        self._came_s = self._chunk_s = time.perf_counter()
+        self._told_chunks = 0
+        self._operations = call.runtime.observer.operations
 
     async def run(self, request: web.Request) -> None:
         """Relay to the end, whichever provider it comes from. What cannot be mended becomes the stream's last event."""
@@ -86,6 +91,7 @@ class Relay:
         """One provider's stream to its end: None where it is whole, or where the client has gone."""
         self._patience = asyncio.timeout(None)
         self._window_waited_s, self._window_events = 0.0, 0
+        self._came_s, self._told_chunks = time.perf_counter(), 0
         try:
             async with self._patience:
                 await self._pump()
@@ -165,11 +171,24 @@ class Relay:
                 if kept is not None:
                     out.append(kept)
         finally:
+            if self._operations is not None:
+                self._time_chunks(self._operations)
             # Also before a fault is raised: what came before it is good.
             if out and not self._call.record.client_left:
                 self._remember(out)
+                self._call.trace.answers(out)
                 await self._write(b"".join(map(frame, out)))
         self._check_money()
+
+    def _time_chunks(self, operations: Operations) -> None:
+        """Tell how long the chunks that have just come were waited for. A stream's first has a metric of its own."""
+        tap, told = self._tap, self._told_chunks
+        if tap.content_events > told:
+            count = tap.content_events - max(told, 1)
+            if count:
+                waited_s = self._came_s - self._chunk_s if told else 0.0
+                operations.chunks_came(self._begun.target.ref, tap.model or "", count, waited_s)
+            self._told_chunks, self._chunk_s = tap.content_events, self._came_s
 
     def _check_money(self) -> None:
         """Raise `UpstreamFault` where the provider goes on beyond what was held, or the money was taken back."""
@@ -222,7 +241,8 @@ class Relay:
         try:
             events = await self._begun.next_events()
         finally:
-            waited_s = time.perf_counter() - since_s
+            self._came_s = time.perf_counter()
+            waited_s = self._came_s - since_s
             self._call.waited_s += waited_s
         self._check_rate(limits.min_events_per_s, len(events or ()), waited_s)
         return events

@@ -18,6 +18,7 @@ from gateway.domain.settings import Server
 from gateway.edge.alerts import Alerts
 from gateway.edge.bookkeeper import Bookkeeper
 from gateway.edge.observe import Observer
+from gateway.edge.tracing import Tracing
 from gateway.edge.upstream import Upstream
 from gateway.store.journal import Journal
 
@@ -36,6 +37,7 @@ class Runtime:
         journal: Journal,
         observer: Observer,
         standing: Standing,
+        tracing: Tracing,
         alerts: Alerts,
         dice: Random,
         effective: Mapping[str, Any],
@@ -48,12 +50,15 @@ class Runtime:
         self.journal = journal
         self.observer = observer
         self.standing = standing
+        self.tracing = tracing
         self.alerts = alerts
         self.dice = dice
         self.effective = effective
         self.buffered_bytes = 0
         # Journeys whose callers have left, and which read on for the usage.
         self.lingering: set[asyncio.Task[object]] = set()
+        # Shadow calls under way; they linger, too.
+        self.shadows: set[asyncio.Task[None]] = set()
         self.is_draining = False
         self.reload_error = ""
 

@@ -3,15 +3,16 @@
 The invariant: the same ledger and the same `now` give the same bytes, and every figure in a table is exact.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gateway.decide.caps import Rule
 from gateway.domain.ledger import LedgerRow
 from gateway.domain.money import format_usd
 from gateway.domain.spans import Span, format_duration, format_time
 from gateway.lab.cost_figures import GROUPS, Figures, busiest, gather
+from gateway.lab.markdown import PLOTS_MISSING, Plot, code, image, put, table
 from gateway.store.ledger import AccountStatus, Ledger
 from gateway.store.statement import amount_of, fullest_of, used_percent
 from gateway.store.store import Total
@@ -24,47 +25,28 @@ _DAYS_LISTED = 10
 _BARS = 12
 
 
-class PlotsMissing(Exception):
-    """matplotlib is not installed; the message says how to install it."""
-
-
-class Plot(NamedTuple):
-    """A drawing, what it is called as a file, and what it shows, for those who do not see it."""
-
-    name: str
-    shows: str
-    svg: bytes
-
-
 def write_report(ledger: Ledger, env: str, rules: Sequence[Rule], now_s: float, span: Span, out: Path) -> list[Path]:
     """Write the report to `out` and its plots into the folder of the same name; what was written, the report first.
 
-    Raises `StoreError`, `PlotsMissing`, `OSError`.
+    Without matplotlib it has no plots, and says so. Raises `StoreError`, `OSError`.
     """
     charts = _charts()
     figures = gather(ledger, env, rules, now_s, span)
-    folder = out.with_suffix("")
-    plots = _plots(charts, figures)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("cap-*.svg"):
-        # Caps come and go; a plot that no report shows any more would only mislead.
-        if stale.name not in {plot.name for plot in plots}:
-            stale.unlink()
-    for plot in plots:
-        _write(folder / plot.name, plot.svg)
-    _write(out, markdown(figures, plots, folder.name).encode())
-    return [out, *(folder / plot.name for plot in plots)]
+    plots = [] if charts is None else _plots(charts, figures)
+    text = markdown(figures, plots, out.with_suffix("").name, note="" if charts else PLOTS_MISSING)
+    return put(out, text, plots, ours=["cap-*.svg"])
 
 
-def markdown(figures: Figures, plots: Sequence[Plot], folder: str) -> str:
-    """The report as text."""
+def markdown(figures: Figures, plots: Sequence[Plot], folder: str, *, note: str = "") -> str:
+    """The report as text, with a note of what it lacks."""
     span = figures.span
-    shown = {plot.name: f"![{_cell(plot.shows)}]({folder}/{plot.name})" for plot in plots}
+    shown = {plot.name: image(plot, folder) for plot in plots}
     caps = [text for name, text in shown.items() if name.startswith("cap-")]
     sections = [
         f"# Costs of {figures.env}",
         f"{format_time(span.since_ms)} to {format_time(span.until_ms)}, written {format_time(figures.now_ms)}. "
         "All amounts in US dollars, exact; what is in doubt is counted in.",
+        f"Without plots: {note}." if note else "",
         _summary(figures),
         *(["## Over time", shown["spend.svg"]] if "spend.svg" in shown else []),
         "## Caps",
@@ -83,7 +65,7 @@ def _summary(figures: Figures) -> str:
     """What a person wants to know first."""
     lines = [
         *(
-            f"**STOPPED:** {_what(stop.dimension, stop.value)}, by {_code(stop.by)}: {_code(stop.why)}."
+            f"**STOPPED:** {_what(stop.dimension, stop.value)}, by {code(stop.by)}: {code(stop.why)}."
             for stop in figures.stops
         )
     ]
@@ -106,7 +88,7 @@ def _summary(figures: Figures) -> str:
         lines.append("No cap is in force.")
     else:
         used = f"{used_percent(tightest):g} % is used{_lasts(tightest)}"
-        lines.append(f"The tightest cap is {_code(_account_name(tightest))}: {used}.")
+        lines.append(f"The tightest cap is {code(_account_name(tightest))}: {used}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -124,7 +106,7 @@ def _leader(by: str, totals: Sequence[Total], whole: Total) -> str:
     first = totals[0]
     if not first.group:  # Entries by hand need not name one.
         return ""
-    return f"The dearest {by} was {_code(first.group)}, with {first.amounts.nusd / whole.amounts.nusd:.0%} of it."
+    return f"The dearest {by} was {code(first.group)}, with {first.amounts.nusd / whole.amounts.nusd:.0%} of it."
 
 
 def _lasts(status: AccountStatus) -> str:
@@ -150,7 +132,7 @@ def _totals_table(name: str, totals: Sequence[Total], before: Mapping[str, int] 
     head = [name, "usd", "in doubt", "requests", "tokens", "rows"]
     rows = [
         [
-            _code(total.group), format_usd(total.amounts.nusd), format_usd(total.in_doubt_nusd),
+            code(total.group), format_usd(total.amounts.nusd), format_usd(total.in_doubt_nusd),
             str(total.amounts.requests), str(total.amounts.tokens), str(total.rows),
         ]
         for total in totals
@@ -158,11 +140,11 @@ def _totals_table(name: str, totals: Sequence[Total], before: Mapping[str, int] 
     if before is not None:
         head += ["before", "change"]
         gone = [group for group in before if group not in {total.group for total in totals}]
-        rows += [[_code(group), "0.00", "0.00", "0", "0", "0"] for group in gone]
+        rows += [[code(group), "0.00", "0.00", "0", "0", "0"] for group in gone]
         now = [*((total.group, total.amounts.nusd) for total in totals), *((group, 0) for group in gone)]
         for row, (group, nusd) in zip(rows, now, strict=True):
             row += [format_usd(before.get(group, 0)), _change(nusd, before.get(group, 0))]
-    return _table(head, rows, names=1)
+    return table(head, rows, names=1)
 
 
 def _caps_table(accounts: Sequence[AccountStatus]) -> str:
@@ -176,9 +158,9 @@ def _caps_table(accounts: Sequence[AccountStatus]) -> str:
         resets = "never" if status.window.end_s is None else format_time(status.window.end_s * 1000)
         cells = [str(amount_of(status.unit, amount)) for amount in amounts]
         burn = str(amount_of(status.unit, status.burn_per_hour))
-        rows.append([_code(_account_name(status)), *cells, f"{used_percent(status):g} %", burn, resets])
-    more = [f"\n\nand {number:,} more, less used, under {_code(label)}" for label, number in left_out.items()]
-    return _table(head, rows, names=1) + "".join(more)
+        rows.append([code(_account_name(status)), *cells, f"{used_percent(status):g} %", burn, resets])
+    more = [f"\n\nand {number:,} more, less used, under {code(label)}" for label, number in left_out.items()]
+    return table(head, rows, names=1) + "".join(more)
 
 
 def _doubts(rows: Sequence[LedgerRow]) -> str:
@@ -186,12 +168,12 @@ def _doubts(rows: Sequence[LedgerRow]) -> str:
         return "Nothing is in doubt."
     largest = sorted(rows, key=lambda row: (-row.amounts.nusd, row.at_ms, row.id))[:_DOUBTS_LISTED]
     cells = [
-        [_code(row.id), format_time(row.at_ms), _code(row.on.agent), _code(row.on.model), format_usd(row.amounts.nusd)]
+        [code(row.id), format_time(row.at_ms), code(row.on.agent), code(row.on.model), format_usd(row.amounts.nusd)]
         for row in largest
     ]
     total = format_usd(sum(row.amounts.nusd for row in rows))
     left = f", the largest {_DOUBTS_LISTED} of them" if len(rows) > _DOUBTS_LISTED else ""
-    return f"{total} usd in {len(rows)} rows{left}:\n\n{_table(['id', 'at', 'agent', 'model', 'usd'], cells, names=4)}"
+    return f"{total} usd in {len(rows)} rows{left}:\n\n{table(['id', 'at', 'agent', 'model', 'usd'], cells, names=4)}"
 
 
 def _plots(charts: "ModuleType", figures: Figures) -> list[Plot]:
@@ -211,28 +193,14 @@ def _plots(charts: "ModuleType", figures: Figures) -> list[Plot]:
     return plots
 
 
-def _charts() -> "ModuleType":
+def _charts() -> "ModuleType | None":
     try:
         from gateway.lab import cost_charts
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise PlotsMissing(
-            "the plots need matplotlib, which is not installed: pip install 'genesis-gateway[reports]'"
-        ) from error
+        return None
     return cost_charts
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, for those who look at it meanwhile."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, names: int) -> str:
-    rules = [":--" if index < names else "--:" for index in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rules, *rows))
 
 
 def _account_name(status: AccountStatus) -> str:
@@ -241,19 +209,10 @@ def _account_name(status: AccountStatus) -> str:
 
 
 def _what(dimension: str, value: str) -> str:
-    return _code(f"{dimension}={value}") if dimension else "everything"
+    return code(f"{dimension}={value}") if dimension else "everything"
 
 
 def _change(now: int, before: int) -> str:
     if not before:
         return "new" if now else "none"
     return "gone" if not now else f"{(now - before) / before:+.0%}"
-
-
-def _code(name: str) -> str:
-    """A name from outside, so that nothing in it is Markdown or HTML."""
-    return f"`{_cell(name).replace('`', chr(39)) or '-'}`"
-
-
-def _cell(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text).replace("|", "\\|")

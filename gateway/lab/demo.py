@@ -109,12 +109,14 @@ async def ask_all(gateway: TrialGateway, conversations: Sequence[Conversation], 
         answers = await converse_all(f"{gateway.data_url}/v1", conversations, at_once=AT_ONCE, told=told)
         took_s = time.perf_counter() - since_s
     lines = await asyncio.to_thread(lambda: list(read_calls(gateway.journal)))
-    records = [line for line in lines if isinstance(line, CallRecord)]
+    # Shadow calls are nobody's answers.
+    records = [line for line in lines if isinstance(line, CallRecord) and not line.shadow_of]
     async with aiohttp.ClientSession() as session, session.get(f"{gateway.admin_url}/metrics") as reply:
         metrics = await reply.text()
     journal = await asyncio.to_thread(lambda: b"".join(path.read_bytes() for path in journal_files(gateway.journal)))
     log = await asyncio.to_thread(gateway.log.read_text)
-    return Outcome(answers, records, len(lines) - len(records), journal, metrics, log, took_s)
+    torn = sum(not isinstance(line, CallRecord) for line in lines)
+    return Outcome(answers, records, torn, journal, metrics, log, took_s)
 
 
 def announce(order: Order, conversations: Sequence[Conversation], faults: dict[str, str], screen: Console) -> None:

@@ -20,7 +20,9 @@ from gateway.simulator.reply import (
     Reply,
     event,
     good_reply,
+    is_finetuned,
     json_reply,
+    pace,
     refused_reply,
 )
 
@@ -118,9 +120,24 @@ def reply_to(request: ChatRequest, settings: SimulatorSettings, *, now_s: int) -
         fault = fault_of(request.model)
         if fault is not None and chat.request_dice(request, settings, "fault").fraction() < fault.rate:
             return spoilt(fault.name, request, settings, now_s=now_s)
+        if fault is None and fails(request, settings):
+            return _failed(request, settings)
         return good_reply(request, settings, now_s=now_s)
     except RequestRefused as refusal:
         return refused_reply(refusal)
+
+
+def fails(request: ChatRequest, settings: SimulatorSettings) -> bool:
+    """Whether this request is one of those that its model fails at: by the error rates, always the same ones."""
+    rate = settings.finetuned_error_rate if is_finetuned(request) else settings.baseline_error_rate
+    return rate > 0 and chat.request_dice(request, settings, "error").fraction() < rate
+
+
+def _failed(request: ChatRequest, settings: SimulatorSettings) -> Reply:
+    """Its 500, when a good answer would have begun: an error that is quicker would make its model look fast."""
+    reply = refused_reply(_REFUSALS["500"])
+    late = msgspec.structs.replace(reply.parts[0], wait_ms=pace(request, settings).first_ms)
+    return msgspec.structs.replace(reply, parts=(late,))
 
 
 def spoilt(name: str, request: ChatRequest, settings: SimulatorSettings, *, now_s: int) -> Reply:

@@ -53,10 +53,15 @@ class Pace(Struct, frozen=True):
     token_ms: float
 
 
+def is_finetuned(request: ChatRequest) -> bool:
+    """Whether the model's id says that it is a fine-tuned one."""
+    return request.model.startswith("ft:")
+
+
 def pace(request: ChatRequest, settings: SimulatorSettings) -> Pace:
     """This request's own speed: the configured one, strayed from by at most `jitter`."""
     dice = chat.request_dice(request, settings, "pace")
-    speedup = settings.finetuned_speedup if request.model.startswith("ft:") else 1.0
+    speedup = settings.finetuned_speedup if is_finetuned(request) else 1.0
     first, token = (1 + settings.jitter * (2 * dice.fraction() - 1) for _ in range(2))
     return Pace(settings.first_token_ms * first / speedup, settings.per_token_ms * token / speedup)
 

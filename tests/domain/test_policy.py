@@ -57,6 +57,8 @@ def test_an_empty_policy_is_a_good_one() -> None:
     [
         ('[models]\nupstream = "simulatr"', "models.upstream", 'known: simulator; did you mean "simulator"?'),
         ("[models]\nuse_finetuned = false\n[ab_testing]\nenabled = true", "ab_testing.enabled", "nothing to test"),
+        ('[reports]\ndaily_at = "6:00"', "reports.daily_at", 'wants a time of day in UTC such as "06:00"'),
+        ('[reports]\ndaily_at = "24:00"', "reports.daily_at", 'wants a time of day in UTC such as "06:00"'),
         ('[[caps]]\nper = "hour"', "caps[0]", "exactly one of usd, requests, tokens"),
         ('[[caps]]\nper = "hour"\nusd = "1"\ntokens = 5', "caps[0]", "usd and tokens wants exactly one"),
         ('[[caps]]\nper = "hour"\nusd = "1"\nwarn_at = [0.5, 0.25]', "caps[0].warn_at", "shares must rise"),

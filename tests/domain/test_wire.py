@@ -188,7 +188,7 @@ def test_a_whole_request() -> None:
              metadata={"user_id": "u2", "n": 1}, tools=[{"type": "function", "function": {"name": "f"}}, {"type": "x"}])
     )  # fmt: skip
     assert (chat.model, chat.stream, chat.include_usage, chat.n) == ("m", True, True, 3)
-    assert (chat.max_tokens, chat.temperature, chat.message_count) == (10, 1.0, 1)
+    assert (chat.max_tokens, chat.temperature) == (10, 1.0)
     assert (chat.text("user"), chat.text("safety_identifier")) == ("u", None)
     assert chat.metadata() == {"user_id": "u2"}
     assert chat.tool_names() == ("f", "")

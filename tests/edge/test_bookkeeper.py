@@ -1,153 +1,31 @@
-"""The bookkeeper between real books, a real journal and a real store that can be made to fail or to hang.
-
-What is told to the store, when calls wait and in which order they go on; never how long, but where it hangs.
-"""
+"""What the bookkeeper tells the store, and when; on a real one that can be made to fail or to hang."""
 
 import asyncio
 import errno
-import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gateway.decide.budget import Books, Hold, Shortfall
-from gateway.decide.caps import Rule, rules_of
+from gateway.decide.budget import Shortfall
+from gateway.decide.caps import rules_of
+from gateway.decide.rollout import Cause, change_by
+from gateway.domain.call import CallRecord
 from gateway.domain.errors import Refused
-from gateway.domain.ledger import Amounts, Dimensions, Held, LedgerRow, Posted, row_of
-from gateway.domain.policy import Cap
-from gateway.edge.bookkeeper import Bookkeeper
-from gateway.store.journal import Journal, claim
-from gateway.store.ledger import Ledger
+from gateway.domain.rollout import Event
+from gateway.edge import bookkeeper
+from gateway.store.experiments import Experiments
+from gateway.store.journal_reader import read_segment
+from gateway.store.leases import TTL_S
 from gateway.store.sqlite import SqliteStore
-from gateway.store.store import Batch, Crossing, StoreError, Synced
+from gateway.store.store import Ask, Batch, Spot, StoreError
 from tests.journey import full_disk
-
-ON = Dimensions(agent="qa_agent", user="ann", model="first/a")
-PATIENCE_S = 15.0
-
-
-class Moody:
-    """A store that fails, hangs or breaks when it is told to, and keeps what it was brought."""
-
-    def __init__(self, path: Path) -> None:
-        self._store = SqliteStore(path, clock=time.time)
-        self.error: Exception | None = None
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self.batches: list[Batch] = []
-        self.joined: list[Sequence[Rule]] = []
-        self.is_closed = False
-
-    def join(self, holder: str, rules: Sequence[Rule]) -> tuple[int, int]:
-        self.joined.append(rules)
-        return self._store.join(holder, rules)
-
-    def sync(self, batch: Batch) -> Synced:
-        assert self.may_answer.wait(PATIENCE_S)
-        if self.error is not None:
-            raise self.error
-        self.batches.append(batch)
-        return self._store.sync(batch)
-
-    def leave(self) -> None:
-        if self.error is not None:
-            raise self.error
-        self._store.leave()
-
-    def close(self) -> None:
-        self.is_closed = True
-        self._store.close()
-
-
-class Office:
-    """A bookkeeper at work, and everything around it."""
-
-    def __init__(self, folder: Path, *caps: Cap, answer_s: float) -> None:
-        claimed = claim(folder / "journal")
-        assert claimed is not None
-        self.folder, self.lock = folder, claimed[1]
-        rules = rules_of(caps, "dev")
-        self.books = Books(rules)
-        self.journal = Journal(claimed[0], fsync=False)
-        self.store = Moody(folder / "gateway.db")
-        self.store.join(self.journal.holder, rules)
-        self.crossings: list[Crossing] = []
-        self.keeper = Bookkeeper(
-            self.books, self.journal, self.store, tell=self.crossings.append, answer_s=answer_s, keep_segments=1
-        )
-        self._count = 0
-        self._came = 0
-
-    def reserve(self, nusd: int, on: Dimensions = ON) -> Hold | Shortfall:
-        return self.books.reserve(on, Amounts(nusd, 1, 0), is_priced=True, now_s=time.time())
-
-    def take(self, nusd: int) -> Hold:
-        found = self.reserve(nusd)
-        assert isinstance(found, Hold)
-        return found
-
-    async def wait_for(self, nusd: int, *, wait_s: float = PATIENCE_S, on: Dimensions = ON) -> Hold | None:
-        """A hold as a call gets it, waiting where it must; None where it is told not to wait any longer."""
-        self._came += 1
-        came_s = float(self._came)
-        while isinstance(found := self.reserve(nusd, on), Shortfall):
-            if not await self.keeper.find_headroom(found, came_s=came_s, wait_s=wait_s):
-                return None
-        self.keeper.passed_on(found)
-        return found
-
-    def post(self, hold: Hold, nusd: int, on: Dimensions = ON) -> LedgerRow:
-        """Settle, write down, and hand over, as a call does."""
-        row, spent, lines = self.settled(hold, nusd, on)
-        self.journal.append(*lines)
-        self.keeper.resolved(row, spent)
-        return row
-
-    def settled(self, hold: Hold, nusd: int, on: Dimensions = ON) -> tuple[LedgerRow, Any, tuple[Held, Posted]]:
-        self._count += 1
-        held = Held(f"call.{self._count}", time.time_ns() // 1_000_000, "dev", on, Amounts(nusd, 1, 0))
-        posted = Posted(held.id, held.amounts)
-        self.books.settle(hold, posted.amounts)
-        spent = tuple((account, account.rule.amount(posted.amounts)) for account, _ in hold.entries)
-        return row_of(held, posted), spent, (held, posted)
-
-    def rows(self) -> list[str]:
-        with Ledger(self.folder / "gateway.db", clock=time.time) as ledger:
-            assert ledger.verify("dev") == []
-            return sorted(row.id for row in ledger.rows("dev"))
-
-    async def until(self, is_so: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not is_so():
-                self.keeper._wake.set()
-                await asyncio.to_thread(lambda: None)
-
-    async def told(self) -> None:
-        """Wait until the store has everything."""
-        await self.until(lambda: not (self.keeper._rows or self.keeper._owed))
-
-
-def usd(nusd: int, **more: Any) -> Cap:
-    return Cap(per="total", usd=nusd, **more)  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def office(folder: Path, *caps: Cap, answer_s: float = PATIENCE_S) -> AsyncIterator[Office]:
-    found = Office(folder, *(caps or (usd(100),)), answer_s=answer_s)
-    await found.keeper.start([])
-    try:
-        yield found
-    finally:
-        found.store.may_answer.set()
-        await found.keeper.stop()
-        found.journal.close()
-        os.close(found.lock)
-
+from tests.office import ON, PATIENCE_S, Office, office, usd
+from tests.outcomes import outcome, record
+from tests.rolling import NOW_MS, first
 
 # --- Telling ----------------------------------------------------------------------------------------------------------
 
@@ -213,6 +91,102 @@ async def test_what_the_journal_did_not_take_is_not_told_before_it_does(tmp_path
         assert row.id.encode() in here.journal.path.read_bytes()
 
 
+def over(here: Office, id: str, **changes: object) -> CallRecord:
+    """A call is over, and the journal has it."""
+    found = record(id, **changes)
+    here.journal.append(found)
+    here.keeper.recorded(found)
+    return found
+
+
+async def test_what_became_of_a_call_is_told_once_with_all_else_there_is_to_tell(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        here.post(here.take(10), 7)
+        over(here, "c1")
+        await here.keeper._sync()
+        over(here, "c2")
+        over(here, "nobody was asked", attempts=[])
+        await here.keeper._sync()
+        await here.keeper._sync()
+        assert [(len(batch.rows), len(batch.outcomes)) for batch in here.store.batches[-3:]] == [(1, 1), (0, 1), (0, 0)]
+        assert here.store.batches[-3].outcomes == [outcome("c1")]
+        assert here.calls() == ["c1", "c2"]
+
+
+async def test_what_became_of_a_call_is_told_again_where_the_store_did_not_take_it(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.store.error = StoreError("locked")
+        over(here, "c1")
+        await here.until(lambda: here.keeper.store_error)
+        over(here, "c2")
+        assert here.calls() == []
+        assert here.journal.behind_bytes > 0
+        here.store.error = None
+        await here.told()
+        assert here.calls() == ["c1", "c2"]
+        assert here.journal.behind_bytes == 0
+
+
+async def test_the_journal_is_told_only_when_all_calls_are(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        for number in range(3):
+            over(here, f"c{number}")
+        await here.keeper._sync(max_rows=2)
+        assert here.store.batches[-1].told is None
+        assert here.journal.behind_bytes == here.journal.written_bytes
+        await here.keeper._sync(max_rows=2)
+        assert here.store.batches[-1].told == here.journal.position()
+        assert here.journal.behind_bytes == 0
+        assert here.calls() == ["c0", "c1", "c2"]
+
+
+async def test_a_call_that_the_journal_did_not_take_is_not_told_before_it_does(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        late = record("c1")
+        with full_disk(here.journal):
+            here.keeper.owe([late], [])
+            with pytest.raises(Refused):
+                here.keeper._write_owed()
+            await here.keeper._sync()
+            assert here.calls() == []
+    # The end writes what is owed, and tells it.
+    assert here.calls() == ["c1"]
+    assert list(read_segment(here.journal.path)) == [late]
+
+
+async def test_what_became_of_calls_is_told_at_the_end_too(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        over(here, "c1")
+    assert here.calls() == ["c1"]
+
+
+async def test_a_rollout_that_has_changed_is_heard_of_once_by_who_has_nothing_to_tell(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        with Experiments(tmp_path / "gateway.db", clock=time.time) as experiments:
+            change = first().change
+            assert change is not None
+            state = experiments.begin("dev", change)
+            await here.until(lambda: here.rollouts)
+            count = len(here.store.batches)
+            await here.until(lambda: len(here.store.batches) > count + 1)
+            assert here.rollouts == [{("dev", "qa_agent"): state}]
+            raised = change_by(state, Event.RAISED, 2_500, Cause(NOW_MS, "ann", ("because",))).change
+            assert raised is not None
+            after = experiments.apply("dev", raised)
+            await here.until(lambda: len(here.rollouts) > 1)
+        assert here.rollouts[1:] == [{("dev", "qa_agent"): after}]
+        assert here.keeper.rollouts == here.rollouts[-1]
+
+
+async def test_a_start_hears_where_the_rollouts_stand(tmp_path: Path) -> None:
+    change = first().change
+    assert change is not None
+    with Experiments(tmp_path / "gateway.db", clock=time.time) as experiments:
+        state = experiments.begin("dev", change)
+    async with by_hand(tmp_path) as here:
+        assert here.rollouts == [{("dev", "qa_agent"): state}]
+
+
 async def test_shares_that_are_reached_are_told_once(tmp_path: Path) -> None:
     async with office(tmp_path, usd(100, warn_at=(0.5,))) as here:
         for _ in range(8):
@@ -234,20 +208,124 @@ async def test_other_rules_are_told_to_the_store_before_anything_else(tmp_path: 
         assert await here.wait_for(150) is not None
 
 
-# --- Asking -----------------------------------------------------------------------------------------------------------
+async def test_rules_that_the_store_did_not_take_are_told_again(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        rules = rules_of([usd(200)], "dev")
+        here.store.error = StoreError("locked")
+        here.books.change_rules(rules)
+        here.keeper.take_rules(rules)
+        await here.until(lambda: here.keeper.store_error)
+        here.store.error = None
+        await here.until(lambda: here.store.joined[-1] == rules)
 
 
-async def test_a_thousand_calls_that_need_a_lease_cost_one_transaction(tmp_path: Path) -> None:
-    async with office(tmp_path, usd(10_000, scope="user")) as here:
-        before = len(here.store.batches)
-        found = await asyncio.gather(*[here.wait_for(10) for _ in range(1_000)])
-        assert all(found)
-        asked = [batch for batch in here.store.batches[before:] if batch.asks]
-        assert len(asked) <= 3
-        # Not one more, and nothing was held for the one that did not fit.
-        assert await here.wait_for(1, wait_s=0) is None
+async def test_what_another_process_wants_goes_back_as_soon_as_that_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So the bookkeeper does not go by itself.
+    monkeypatch.setattr(bookkeeper, "TICK_S", 600.0)
+    async with office(tmp_path) as here:
         (account,) = here.books.accounts()
-        assert (account.held, account.granted) == (10_000, 10_000)
+        other = SqliteStore(tmp_path / "gateway.db", clock=time.time)
+        other.join("other", here.books.rules)
+        spot = Spot(account.name, account.start_s)
+        refused = other.sync(Batch(asks=[Ask(account.rule, ON, spot, account.end_s, 50, 50)]))
+        assert refused.accounts[spot].leased == 0
+        here.keeper._asked_s = float("-inf")
+        here.keeper._wake.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(batch.returns for batch in here.store.batches):
+                await asyncio.to_thread(lambda: None)
+        await here.quiet()
+        assert other.sync(Batch(asks=[Ask(account.rule, ON, spot, account.end_s, 50, 50)])).accounts[spot].leased == 50
+        other.leave()
+        other.close()
+
+
+# --- One transaction --------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def by_hand(folder: Path) -> AsyncIterator[Office]:
+    """An office whose bookkeeper goes to the store only when it is sent."""
+    async with office(folder) as here:
+        here.keeper._is_closing = True
+        here.keeper._wake.set()
+        assert here.keeper._task is not None
+        await here.keeper._task
+        yield here
+
+
+async def test_what_is_told_needs_no_lease_any_more_and_what_is_in_flight_still_does(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        in_flight = here.take(30)
+        here.post(here.take(10), 7)
+        here.post(here.take(10), 5)
+        await here.keeper._sync(max_rows=1)
+        # What is spent and not told is covered, too, and the journal must be read again for it.
+        assert here.store.batches[-1].told is None
+        assert here.journal.behind_bytes == here.journal.written_bytes
+        assert [amount for _, amount in here.store.batches[-1].held] == [35]
+        await here.keeper._sync()
+        assert here.store.batches[-1].told == here.journal.position()
+        assert here.journal.behind_bytes == 0
+        assert [amount for _, amount in here.store.batches[-1].held] == [30]
+        here.post(in_flight, 0)
+        await here.keeper._sync()
+        assert here.store.batches[-1].held == []
+
+
+@pytest.mark.parametrize("clock", ["_heard_s", "_heard_at_s"])
+async def test_after_a_long_silence_all_that_no_call_holds_is_given_back(tmp_path: Path, clock: str) -> None:
+    async with by_hand(tmp_path) as here:
+        in_flight = here.take(30)
+        setattr(here.keeper, clock, getattr(here.keeper, clock) - TTL_S / 2 + 2)
+        await here.keeper._sync()
+        assert here.store.batches[-1].returns == []
+        # Asleep, whichever of the clocks stood still meanwhile.
+        setattr(here.keeper, clock, getattr(here.keeper, clock) - TTL_S / 2)
+        await here.keeper._sync()
+        assert [amount for _, amount in here.store.batches[-1].returns] == [70]
+        (account,) = here.books.accounts()
+        assert (account.granted, account.held) == (30, 30)
+        here.post(in_flight, 1)
+
+
+async def test_what_is_written_while_the_store_is_told_is_not_taken_for_told(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        here.post(here.take(10), 7)
+        told_bytes = here.journal.written_bytes
+        here.store.may_answer.clear()
+        telling = asyncio.create_task(here.keeper._sync())
+        await asyncio.sleep(0)
+        here.post(here.take(10), 7)
+        here.store.may_answer.set()
+        await telling
+        assert here.journal.behind_bytes == here.journal.written_bytes - told_bytes > 0
+        await here.keeper._sync()
+        assert here.journal.behind_bytes == 0
+
+
+async def test_what_the_store_did_not_take_back_can_still_be_spent(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        here.keeper._heard_s -= TTL_S
+        here.store.error = StoreError("locked")
+        with pytest.raises(StoreError):
+            await here.keeper._sync()
+        (account,) = here.books.accounts()
+        assert (account.granted, account.available) == (100, 100)
+        here.store.error = None
+
+
+async def test_what_the_journal_takes_only_at_the_end_is_told_all_the_same(tmp_path: Path) -> None:
+    async with by_hand(tmp_path) as here:
+        row, spent, lines = here.settled(here.take(10), 7)
+        here.keeper.owe(lines, [(row, spent)])
+    assert here.rows() == [row.id]
+    assert row.id.encode() in here.journal.path.read_bytes()
+
+
+# --- The disk ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_slow_disk_does_not_keep_a_call_from_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,107 +364,6 @@ async def test_a_disk_that_fails_to_flush_is_told_once_and_tried_again(
         monkeypatch.undo()
         await here.until(lambda: not here.keeper._journal_error)
     assert caplog.text.count("Input/output error") == 1
-
-
-async def test_a_store_that_hangs_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
-    async with office(tmp_path, usd(100, scope="user"), answer_s=0.05) as here:
-        here.store.may_answer.clear()
-        with pytest.raises(Refused) as refused:
-            await here.wait_for(10)
-        assert (refused.value.code, refused.value.status) == ("budget_unavailable", 503)
-        assert refused.value.headers["Retry-After"] == "1"
-        here.store.may_answer.set()
-        await here.until(lambda: not here.keeper._asks)
-        assert await here.wait_for(10) is not None
-
-
-async def test_a_cap_that_stays_open_goes_on_without_its_store_and_is_one_again_with_it(tmp_path: Path) -> None:
-    async with office(tmp_path, usd(100, scope="user", on_store_failure="open"), answer_s=0.05) as here:
-        here.store.error = StoreError("gone")
-        for _ in range(10):
-            hold = await here.wait_for(10)
-            assert hold is not None
-            here.post(hold, 10)
-        assert here.keeper.unleased_nusd == 100
-        # What is spent as far as is known here stays spent, and is said at once.
-        assert await here.wait_for(10) is None
-        here.store.error = None
-        await here.told()
-        await here.until(lambda: not here.keeper.store_error)
-        (account,) = here.books.accounts()
-        assert (account.posted, account.spent, account.granted) == (100, 0, 0)
-        assert await here.wait_for(1, wait_s=0) is None
-
-
-# --- Waiting ----------------------------------------------------------------------------------------------------------
-
-
-async def queue_up(here: Office, *amounts: int) -> list[asyncio.Task[Hold | None]]:
-    """Calls that wait for so much each, in this order."""
-    tasks = []
-    for amount in amounts:
-        tasks.append(asyncio.create_task(here.wait_for(amount)))
-        await here.until(lambda: sum(map(len, here.keeper._waiting.values())) == len(tasks))
-    return tasks
-
-
-async def test_who_came_first_is_served_first_however_often_they_look(tmp_path: Path) -> None:
-    async with office(tmp_path) as here:
-        first = here.take(90)
-        waiting = await queue_up(here, 60, 50, 40)
-        # Each transaction has them look again, in vain.
-        (account,) = here.books.accounts()
-        seen_s = account.seen_s
-        here.keeper._asked_s = float("-inf")
-        await here.until(lambda: account.seen_s > seen_s)
-        await here.until(lambda: sum(map(len, here.keeper._waiting.values())) == 3)
-        here.post(first, 10)
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        assert [one.done() for one in waiting] == [True, False, False]
-        for place in range(2):
-            hold = waiting[place].result()
-            assert hold is not None
-            here.post(hold, 1)
-            await asyncio.wait(waiting[place + 1 :], return_when=asyncio.FIRST_COMPLETED)
-            assert waiting[place + 1].done()
-        assert not here.keeper._waiting
-
-
-async def test_what_one_gives_back_serves_as_many_as_it_can(tmp_path: Path) -> None:
-    async with office(tmp_path) as here:
-        first = here.take(100)
-        waiting = await queue_up(here, 30, 30, 30, 30)
-        here.post(first, 0)
-        await asyncio.wait(waiting[:3])
-        assert [one.done() for one in waiting] == [True, True, True, False]
-        hold = waiting[0].result()
-        assert hold is not None
-        here.post(hold, 0)
-        assert await waiting[3] is not None
-
-
-async def test_who_leaves_when_it_is_their_turn_does_not_take_it_along(tmp_path: Path) -> None:
-    async with office(tmp_path) as here:
-        first = here.take(100)
-        one, other = await queue_up(here, 60, 60)
-        # In one turn of the loop: woken, and gone.
-        here.post(first, 0)
-        one.cancel()
-        assert await other is not None
-        assert one.cancelled()
-        assert not here.keeper._waiting
-
-
-async def test_what_will_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    async with office(tmp_path) as here:
-        here.post(here.take(60), 60)
-        # It is posted, not held: waiting for it would be in vain.
-        assert await here.wait_for(50) is None
-        hold = here.take(40)
-        assert await here.wait_for(30, wait_s=0) is None
-        assert await here.wait_for(30, wait_s=0.01) is None
-        here.post(hold, 0)
-        assert await here.wait_for(30) is not None
 
 
 # --- The end ----------------------------------------------------------------------------------------------------------

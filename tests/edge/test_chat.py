@@ -1,13 +1,16 @@
 """One call's way through the gateway, from a client's socket to a provider's and back, the journal in between."""
 
 import asyncio
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.decide.assign import bucket_of
+from gateway.edge import chat
 from tests.journey import Answer, Journey, full_disk, journey
 from tests.raw_http import connected, ordinary, request
 from tests.scripted import (
@@ -459,3 +462,12 @@ async def test_a_bug_is_told_by_its_number_and_nothing_else(
         assert "ZeroDivisionError" in caplog.text
         assert trip.record.error == "internal_error"
         assert trip.gateway.runtime.observer.in_flight == 0
+
+
+def test_names_of_calls_rise_with_time_and_no_two_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for at_ms in (0, 9, 10, 255, 256, 1_795_262_400_000, 1_795_262_400_001):
+        monkeypatch.setattr(chat, "time", SimpleNamespace(time_ns=lambda at_ms=at_ms: at_ms * 1_000_000))
+        names += sorted(chat.new_call_id() for _ in range(3))
+    assert names == sorted(set(names))
+    assert all(re.fullmatch("req-[0-9a-f]{32}", name) for name in names)

@@ -281,7 +281,7 @@ async def test_bytes_beyond_utf8_in_other_headers_harm_nothing(tmp_path: Path) -
         assert not {"x-odd", "cookie", "authorization"} & set(seen.headers)
 
 
-@pytest.mark.parametrize("header", [b"traceparent", b"tracestate"])
+@pytest.mark.parametrize("header", [b"traceparent", b"tracestate", b"baggage"])
 async def test_bytes_beyond_utf8_in_a_header_that_goes_on_break_nothing(tmp_path: Path, header: bytes) -> None:
     async with running_gateway(tmp_path) as gateway, connected(gateway.data_url) as connection:
         connection.send(request(headers=header + b": \xff\xfe\r\n", body=ordinary()))

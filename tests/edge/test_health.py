@@ -15,6 +15,7 @@ from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
 from gateway.domain.errors import FaultKind, Refused, UpstreamFault
 from gateway.domain.policy import Breakers, Retries
+from gateway.edge.exposition import Snapshot
 from gateway.edge.health import MAX_ABREAST, Health
 from gateway.edge.observe import Observer
 from gateway.edge.runtime import Runtime
@@ -126,7 +127,7 @@ class Bench:
         return cast("dict[str, Any]", found["models"])
 
     def metric(self, name: str) -> dict[str, float]:
-        families = {family.name: family for family in self.observer.collect()}
+        families = {family.name: family for family in Snapshot(self.observer.figures()).collect()}
         return {sample.labels["model"]: sample.value for sample in families[name].samples}
 
 

@@ -1,5 +1,6 @@
 """What a request sees of a reload: the old plan or the new one, and never a mixture."""
 
+import asyncio
 from pathlib import Path
 
 from tests.raw_http import check_refusal, connected, ordinary, request
@@ -47,3 +48,38 @@ async def test_what_belongs_to_the_process_stays(tmp_path: Path) -> None:
         assert (runtime.books, runtime.journal, runtime.observer, runtime.server, runtime.standing) == kept
         assert runtime.plan is not plan
         assert runtime.effective["policy"]["models"]["use_finetuned"] is True
+
+
+async def test_what_is_read_on_for_a_caller_who_left_gets_its_time_at_the_end(tmp_path: Path) -> None:
+    may_end = asyncio.Event()
+    async with running_gateway(tmp_path) as gateway:
+        journey = asyncio.create_task(may_end.wait())
+        gateway.runtime.lingering.add(journey)
+        journey.add_done_callback(gateway.runtime.lingering.discard)
+        ending = asyncio.create_task(gateway.runtime.end_lingering(600.0))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not journey.done()
+        may_end.set()
+        await ending
+        assert journey.result()
+
+
+async def test_what_takes_longer_is_ended_and_nothing_goes_on_before_it_has(tmp_path: Path) -> None:
+    done = []
+
+    async def reads_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            done.append("its books are closed")
+
+    async with running_gateway(tmp_path) as gateway:
+        journey = asyncio.create_task(reads_on())
+        await asyncio.sleep(0)
+        gateway.runtime.lingering.add(journey)
+        journey.add_done_callback(gateway.runtime.lingering.discard)
+        await gateway.runtime.end_lingering(-1.0)
+        assert done == ["its books are closed"]
+        assert journey.cancelled()

@@ -468,7 +468,7 @@ async def test_a_kill_switch_also_ends_the_waiting_for_headroom(tmp_path: Path) 
         first = asyncio.create_task(trip.ask(text="a"))
         await trip.first.turn()
         waits = asyncio.create_task(trip.ask(text="b"))
-        await trip.until(lambda: trip.gateway.runtime.bookkeeper._waiting)
+        await trip.until(lambda: trip.gateway.runtime.bookkeeper.headroom._waiting)
         with ledger(trip) as file:
             file.stop(Stop("dev", "", "", "somebody", "too dear", 1))
         # Its headroom has not come, and it is told nevertheless.
@@ -580,7 +580,7 @@ async def test_calls_wait_for_headroom_in_the_order_in_which_they_came(tmp_path:
     holds = Holds()
     async with journey(tmp_path, holds, budget=budget(wait_ms=15_000), caps=ROOM_FOR_ONE) as trip:
         asked = []
-        waiting = trip.gateway.runtime.bookkeeper._waiting
+        waiting = trip.gateway.runtime.bookkeeper.headroom._waiting
         for text in "abcd":
             asked.append(asyncio.create_task(trip.ask(text=text)))
             await trip.until(lambda: trip.first.turns)
@@ -590,7 +590,7 @@ async def test_calls_wait_for_headroom_in_the_order_in_which_they_came(tmp_path:
             assert holds.order(trip) == list("abcd")[: place + 1]
             holds.may_answer[text].set()
         assert [(await one).status for one in asked] == [200] * 4
-        assert not trip.gateway.runtime.bookkeeper._waiting
+        assert not trip.gateway.runtime.bookkeeper.headroom._waiting
         assert [row.state for row in await trip.booked()] == ["posted"] * 4
 
 
@@ -607,13 +607,13 @@ async def test_headroom_that_does_not_come_in_time_is_reserved_for_others(tmp_pa
         holds.may_answer["a"].set()
         assert (await first).status == 200
         assert holds.order(trip) == ["a"]
-        assert not trip.gateway.runtime.bookkeeper._waiting
+        assert not trip.gateway.runtime.bookkeeper.headroom._waiting
 
 
 async def test_a_caller_who_leaves_the_queue_does_not_hold_it_up(tmp_path: Path) -> None:
     holds = Holds()
     async with journey(tmp_path, holds, budget=budget(wait_ms=15_000), caps=ROOM_FOR_ONE) as trip:
-        waiting = trip.gateway.runtime.bookkeeper._waiting
+        waiting = trip.gateway.runtime.bookkeeper.headroom._waiting
         first = asyncio.create_task(trip.ask(text="a"))
         await trip.first.turn()
         async with connected(trip.gateway.data_url) as connection:

@@ -123,7 +123,7 @@ async def test_a_store_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
             refused = await trip.ask(user="bob")
             assert (refused.status, refused.error["code"]) == (503, "budget_unavailable")
             assert trip.record_of(refused).duration_ms < 1_500
-        await trip.until(lambda: not trip.gateway.runtime.bookkeeper._asks)
+        await trip.until(lambda: not trip.gateway.runtime.bookkeeper.headroom._asks)
         assert (await trip.ask(user="bob")).status == 200
 
 
@@ -135,7 +135,7 @@ async def test_an_open_cap_lets_calls_through_without_the_store_and_counts_them(
             await store_fails(trip)
             for _ in range(5):
                 assert (await trip.ask(user="ann")).status == 200
-            assert trip.gateway.runtime.bookkeeper.unleased_nusd > 0
+            assert trip.gateway.runtime.bookkeeper.headroom.unleased_nusd > 0
         await store_is_back(trip)
         rows = await trip.booked()
         # Each of them, once; and with the store there the cap is one again.
@@ -457,6 +457,8 @@ async def test_what_another_process_left_is_told_by_the_next_one(tmp_path: Path)
                 await gateway.ended()
         async with process(files) as gateway:
             assert len(files.ledger()) == 4
+            assert sorted(call.id for call in files.calls()) == sorted(record.id for record in files.records())
+            assert len(files.calls()) == 4
             assert [await served(gateway) for _ in range(3)] == [200, 200, 429]
 
 

@@ -2,9 +2,9 @@
 
 Up to three processes, each a real Treasury (books, journal, bookkeeper) on one real SQLite ledger, are driven by one
 clock that goes both ways. They reserve, settle, void, doubt, fail over, tell the store, find it locked, sleep beyond
-their lease's time to live, take other rules, and are killed between any two writes or within one. Beside them the
-machine keeps its own list of what happened, and compares. Only threads and time are taken out: what runs in the
-bookkeeper's thread runs at once, and other calls may come in its midst.
+their lease's time to live, take other rules, and are killed between any two writes or within one. What became of their
+calls is told by the same way. Beside them the machine keeps its own list of what happened, and compares. Only threads
+and time are taken out: what runs in the bookkeeper's thread runs at once, and other calls may come in its midst.
 """
 
 import asyncio
@@ -29,14 +29,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gateway import treasury
 from gateway.decide.budget import Hold, Shortfall
 from gateway.decide.caps import Rule, rules_of
+from gateway.domain.call import Attempt as Try
 from gateway.domain.call import CallRecord
 from gateway.domain.errors import Refused
 from gateway.domain.ledger import Amounts, Dimensions, Held, InDoubt, LedgerRow, Line, Posted, Void, row_of
+from gateway.domain.outcome import Outcome, outcome_of
 from gateway.domain.policy import Cap
 from gateway.domain.reading import Usd
-from gateway.edge import bookkeeper
+from gateway.edge import bookkeeper, headroom
 from gateway.edge.bookkeeper import Bookkeeper, Spent
 from gateway.store import journal as journals
+from gateway.store.experiments import Experiments
 from gateway.store.journal import Journal
 from gateway.store.ledger import Ledger
 from gateway.store.sqlite import SqliteStore
@@ -241,6 +244,7 @@ class Money(RuleBasedStateMachine):
         Paper.is_full, Paper.tear, Paper.wrote = False, None, staticmethod(self.wrote)  # type: ignore[assignment]
         self.patched = pytest.MonkeyPatch()
         self.patched.setattr(bookkeeper, "time", self.clock)
+        self.patched.setattr(headroom, "time", self.clock)
         # Names of processes in an order that can be had again.
         names = count()
         self.patched.setattr(journals.uuid, "uuid4", lambda: SimpleNamespace(hex=f"{next(names):012x}"))
@@ -255,6 +259,8 @@ class Money(RuleBasedStateMachine):
         self.interludes: list[Callable[[Process], None]] = []
         self.processes: list[Process] = []
         self.attempts: dict[str, Attempt] = {}
+        # What became of the calls that a journal has.
+        self.recorded: dict[str, Outcome] = {}
         self.calls = 0
         self.rules = rules_of(CAPS[:3], ENV)
         # Every rule that ever was in force, and the highest limit it ever had.
@@ -265,6 +271,7 @@ class Money(RuleBasedStateMachine):
         # What was taken above what was set aside for it, account by account.
         self.excess: dict[Spot, int] = {}
         self.ledger = Ledger(self.root / "ledger.db", clock=self.clock.time)
+        self.experiments = Experiments(self.root / "ledger.db", clock=self.clock.time)
         self.reader = sqlite3.connect(self.root / "ledger.db", isolation_level=None)
 
     # --- The world ---------------------------------------------------------------------------------------------------
@@ -298,7 +305,11 @@ class Money(RuleBasedStateMachine):
 
     def wrote(self, line: Line) -> None:
         """The journal of a process has this line."""
-        assert not isinstance(line, CallRecord)
+        if isinstance(line, CallRecord):
+            outcome = outcome_of(line)
+            assert outcome is not None
+            assert self.recorded.setdefault(line.id, outcome) == outcome, "a call is over once"
+            return
         attempt = self.attempts[line.id]
         if isinstance(line, Held):
             attempt.is_written = True
@@ -363,7 +374,7 @@ class Money(RuleBasedStateMachine):
             short = self.reserve(process, on, bound)
             if short is None:
                 return
-            asking = asyncio.ensure_future(process.bookkeeper.find_headroom(short, came_s=0.0, wait_s=0.0))
+            asking = asyncio.ensure_future(process.bookkeeper.headroom.find(short, came_s=0.0, wait_s=0.0))
             try:
                 await turns()
                 if not asking.done():
@@ -394,7 +405,7 @@ class Money(RuleBasedStateMachine):
             process.unsafe.remove(attempt)
             del self.attempts[held.id]
             return None
-        money.bookkeeper.passed_on(found)
+        money.bookkeeper.headroom.passed_on(found)
         process.open.append(attempt)
         return None
 
@@ -427,12 +438,16 @@ class Money(RuleBasedStateMachine):
         process.ended.clear()
 
     def finish(self, process: Process) -> None:
-        """Write what has ended; what the disk does not take is owed."""
+        """Write what has ended, with the records of the calls; what the disk does not take is owed."""
+        records = [record_of(attempt) for attempt, _ in process.ended]
         try:
-            self.write(process)
+            self.write(process, *records)
         except Refused:
-            process.bookkeeper.owe([end for _, end in process.ended], self.rows_of(process))
+            process.bookkeeper.owe([*(end for _, end in process.ended), *records], self.rows_of(process))
             process.ended.clear()
+            return
+        for record in records:
+            process.bookkeeper.recorded(record)
 
     def rows_of(self, process: Process) -> list[tuple[LedgerRow, Spent]]:
         found = []
@@ -663,6 +678,11 @@ class Money(RuleBasedStateMachine):
                 assert row == self.attempts[row.id].row()
 
     @invariant()
+    def the_store_has_no_call_but_as_a_journal_has_it(self) -> None:
+        for call in self.experiments.outcomes(ENV):
+            assert call == self.recorded[call.id]
+
+    @invariant()
     def sums_are_folds(self) -> None:
         assert self.ledger.verify(ENV) == []
 
@@ -683,6 +703,7 @@ class Money(RuleBasedStateMachine):
         assert self.query("SELECT * FROM leases") == []
         rows = {row.id: row for row in self.ledger.rows(ENV) if row.source != "lease"}
         assert rows == {id: attempt.row() for id, attempt in self.attempts.items()}
+        assert {call.id: call for call in self.experiments.outcomes(ENV)} == self.recorded
         self.no_cap_is_overdrawn()
         self.sums_are_folds()
 
@@ -693,6 +714,7 @@ class Money(RuleBasedStateMachine):
         for store in self.stores:
             store.close()
         self.ledger.close()
+        self.experiments.close()
         self.reader.close()
         self.loop.close()
         shutil.rmtree(self.root)
@@ -703,6 +725,15 @@ async def turns() -> None:
     """Let everybody come who has something to do at once."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+def record_of(attempt: Attempt) -> CallRecord:
+    """The record of a call that this attempt was the last of."""
+    held = attempt.held
+    tries = [Try(ref=held.on.model, started_ms=held.at_ms, status=200)]
+    return CallRecord(
+        id=held.id.partition(".")[0], at_ms=held.at_ms, env=ENV, agent=held.on.agent, attempts=tries, status=200
+    )
 
 
 def actual_of(how: End, held: Amounts) -> st.SearchStrategy[Amounts]:

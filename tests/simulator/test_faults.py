@@ -7,7 +7,7 @@ import pytest
 
 from gateway.domain.settings import SimulatorSettings
 from gateway.simulator.chat import ChatRequest, RequestRefused, read_request
-from gateway.simulator.faults import FAULTS, SLOW_FIRST_MS, Fault, fault_of, reply_to, spoilt
+from gateway.simulator.faults import FAULTS, SLOW_FIRST_MS, Fault, fails, fault_of, reply_to, spoilt
 from gateway.simulator.reply import DONE, Reply, good_reply
 
 SETTINGS = SimulatorSettings(first_token_ms=0, per_token_ms=0)
@@ -174,3 +174,25 @@ def test_a_rate_spoils_its_share_and_always_the_same_requests() -> None:
 def test_a_rate_of_none_never_and_a_rate_of_one_always_spoils() -> None:
     assert {reply_to(request("fault:503@0", seed=seed), SETTINGS, now_s=0).status for seed in range(50)} == {200}
     assert {reply_to(request("fault:503@1", seed=seed), SETTINGS, now_s=0).status for seed in range(50)} == {503}
+
+
+@pytest.mark.parametrize("model, rate", [("ft:m", 0.3), ("m", 0.1)])
+def test_a_kind_of_models_fails_at_its_rate_and_always_at_the_same_requests(model: str, rate: float) -> None:
+    settings = SimulatorSettings(first_token_ms=40, jitter=0, finetuned_error_rate=0.3, baseline_error_rate=0.1)
+    asked = [request(model=model, seed=seed) for seed in range(2_000)]
+    failed = [reply_to(one, settings, now_s=0).status == 500 for one in asked]
+    # Four standard deviations around the rate.
+    assert abs(sum(failed) / len(failed) - rate) < 4 * (rate * (1 - rate) / len(failed)) ** 0.5
+    assert failed == [fails(one, settings) for one in asked]
+    assert failed != [fails(one, msgspec.structs.replace(settings, seed=1)) for one in asked]
+    # An error takes as long as the first token would have.
+    assert {reply_to(one, settings, now_s=0).parts[0].wait_ms for one in asked if fails(one, settings)} == {40}
+
+
+def test_without_error_rates_nothing_fails_and_at_one_everything_does() -> None:
+    asked = request(model="ft:m")
+    assert reply_to(asked, SETTINGS, now_s=0).status == 200
+    assert reply_to(asked, SimulatorSettings(baseline_error_rate=1), now_s=0).status == 200
+    assert reply_to(asked, SimulatorSettings(finetuned_error_rate=1), now_s=0).status == 500
+    # A fault that was asked for by name is the one that happens.
+    assert reply_to(request(model="fault:401"), SimulatorSettings(baseline_error_rate=1), now_s=0).status == 401
