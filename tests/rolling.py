@@ -9,6 +9,7 @@ from typing import NamedTuple
 from gateway.decide.rollout import Decision, begin
 from gateway.decide.rollout_evidence import Look
 from gateway.decide.rollout_plan import RolloutPlan, rollout_plan
+from gateway.decide.rollout_words import MORE_IS_BETTER
 from gateway.domain.experiment import (
     METRICS,
     Evidence,
@@ -53,6 +54,8 @@ class Found(NamedTuple):
 
     guard: GuardVerdict
     verdict: Verdict = "undecided"
+    # Worse, and by its likeliest value within every margin there is here.
+    is_slight: bool = False
 
 
 def begun(plan: RolloutPlan = PLAN) -> RolloutState:
@@ -83,11 +86,15 @@ def look_of(
 
 
 def finding_of(metric: Metric, found: Found | None, guardrail: Guardrail | None) -> Finding:
-    """One metric's finding, the treated arm a tenth above the control."""
-    guard, verdict = found or Found("holds" if guardrail else "none")
+    """One metric's finding, the treated arm a tenth above the control, or worse by three tenths."""
+    guard, verdict, is_slight = found or Found("holds" if guardrail else "none")
     control = {"success_rate": 0.80, "cost_per_request": 200_000.0, "satisfaction": 0.4}.get(metric, 800.0)
+    change = 0.1
+    if verdict == "worse":
+        change = (0.01 if is_slight else 0.3) * (-1 if metric in MORE_IS_BETTER else 1)
     return Finding(
-        metric, verdict, guard, treated=control * 1.1, control=control, difference=control * 0.1, low=-control * 0.1,
-        high=control * 0.3, relative=0.1, relative_low=-0.1, relative_high=0.3, users_treated=2_000,
-        users_control=9_000, calls_treated=4_000, calls_control=18_000, guardrail=guardrail,
+        metric, verdict, guard, treated=control * (1 + change), control=control, difference=control * change,
+        low=control * (change - 0.2), high=control * (change + 0.2), relative=change, relative_low=change - 0.2,
+        relative_high=change + 0.2, users_treated=2_000, users_control=9_000, calls_treated=4_000,
+        calls_control=18_000, guardrail=guardrail,
     )  # fmt: skip

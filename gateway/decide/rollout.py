@@ -87,6 +87,7 @@ class Cause(NamedTuple):
     evidence: str = ""
     why: str = ""
     is_forced: bool = False
+    has_mismatch: bool = False
 
 
 def begin(agent: str, *, plan: RolloutPlan, now_ms: int, by: str = PILOT) -> Decision:
@@ -120,7 +121,8 @@ def advance(state: RolloutState, look: Look | None, *, now_ms: int, plan: Rollou
         return Decision(state, None, (*first, *judged.reasons), figures)
 
     def goes(event: Event, share_bps: int) -> Decision:
-        return change_by(state, event, share_bps, Cause(now_ms, PILOT, judged.reasons, figures))
+        is_found = look is not None and look.evidence.mismatch.is_found
+        return change_by(state, event, share_bps, Cause(now_ms, PILOT, judged.reasons, figures, has_mismatch=is_found))
 
     # 1. Whoever took it in hand keeps it, whatever the evidence says: that is told, and they decide.
     if state.phase in _IN_A_PERSONS_HANDS:
@@ -169,5 +171,6 @@ def change_by(state: RolloutState, event: Event, share_bps: int, cause: Cause) -
         reasons=cause.reasons,
         evidence=cause.evidence,
         is_forced=cause.is_forced,
+        has_mismatch=cause.has_mismatch,
     )
     return Decision(after(state, change), change, cause.reasons, cause.evidence)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gateway.decide.rollout_plan import RolloutPlan
-from gateway.decide.rollout_words import compared, guarded, how_long, mismatched, percent
+from gateway.decide.rollout_words import MORE_IS_BETTER, compared, guarded, how_long, mismatched, percent
 from gateway.domain.experiment import Evidence, Finding, Guardrail
 from gateway.domain.rollout import RolloutState
 from gateway.domain.rollout_policy import ALL_BPS
@@ -69,20 +69,30 @@ def judge(state: RolloutState, look: Look | None, *, now_ms: int, plan: RolloutP
         return Judgement(Opinion.NO_DATA, (missing,))
     guards = [(_finding(look.evidence, guardrail), guardrail) for guardrail in plan.terms.guardrails]
     breached = [guarded(found, by) for found, by in guards if found and found.guard == "breached"]
-    worse = [
-        guarded(found, by) for found, by in guards if found and found.verdict == "worse" and _is_open(found)
-    ]  # fmt: skip
-    mismatch = [mismatched(look.evidence.mismatch)] if look.evidence.mismatch.is_found else []
+    worse = [(found, by) for found, by in guards if found and found.verdict == "worse" and _is_open(found)]
+    told = [guarded(found, by) for found, by in worse]
+    mismatch = _mismatch(state, look)
     if breached or (worse and plan.rollback_on == "worse"):
-        return Judgement(Opinion.ROLL_BACK, (*breached, *worse, *mismatch))
-    if mismatch or worse:
-        return Judgement(Opinion.HOLD, (*mismatch, *worse))
+        return Judgement(Opinion.ROLL_BACK, (*breached, *told, *mismatch))
+    # What is certainly worse, and by its likeliest value within the margin, is waited for: a model that costs more
+    # would else be held at the beginning of every rollout.
+    if mismatch or any(_is_past(found, by) for found, by in worse):
+        return Judgement(Opinion.HOLD, (*mismatch, *told))
     if state.share_bps == ALL_BPS:
         return _with_nobody_left(state, now_ms=now_ms, plan=plan)
     waits = [*_why_wait(state, look, now_ms=now_ms, plan=plan), *_why_unsure(guards)]
     if waits:
         return Judgement(Opinion.WAIT, tuple(waits))
     return Judgement(Opinion.PROCEED, (*(guarded(found, by) for found, by in guards if found), _enough(look, plan)))
+
+
+def _mismatch(state: RolloutState, look: Look) -> list[str]:
+    """That the arms do not have their users; a test that has decided stays decided for as long as its experiment."""
+    if look.evidence.mismatch.is_found:
+        return [mismatched(look.evidence.mismatch)]
+    if state.has_mismatch:
+        return ["the arms were found not to have the users they should, and that stays for the whole of an experiment"]
+    return []
 
 
 def summary(look: Look | None) -> str:
@@ -168,6 +178,13 @@ def _finding(evidence: Evidence, guardrail: Guardrail) -> Finding | None:
     """What the evidence says of this guardrail; None where it was judged by another margin, before a reload say."""
     found = (finding for finding in evidence.findings if finding.metric == guardrail.metric)
     return next((finding for finding in found if finding.guardrail == guardrail), None)
+
+
+def _is_past(finding: Finding, guardrail: Guardrail) -> bool:
+    """Whether the likeliest value is worse by more than the margin."""
+    change = finding.relative if guardrail.is_relative else finding.difference
+    loss = 0.0 if change is None else -change if guardrail.metric in MORE_IS_BETTER else change
+    return loss > guardrail.margin
 
 
 def _is_open(finding: Finding) -> bool:

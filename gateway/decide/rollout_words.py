@@ -17,7 +17,7 @@ LABELS: dict[Metric, str] = {
     "satisfaction": "satisfaction",
 }
 # A larger value of these is the better one.
-_MORE_IS_BETTER: frozenset[Metric] = frozenset({"success_rate", "satisfaction"})
+MORE_IS_BETTER: frozenset[Metric] = frozenset({"success_rate", "satisfaction"})
 _LATENCIES: frozenset[Metric] = frozenset({"mean_latency", "p95_latency"})
 
 
@@ -42,7 +42,7 @@ def value_of(metric: Metric, value: float) -> str:
 
 def allowance(guardrail: Guardrail) -> str:
     """What a guardrail lets pass: "2 points less", "20 % more"."""
-    way = "less" if guardrail.metric in _MORE_IS_BETTER else "more"
+    way = "less" if guardrail.metric in MORE_IS_BETTER else "more"
     number = _number(guardrail.metric, guardrail.margin, is_relative=guardrail.is_relative)
     return f"{number}{_unit(guardrail.metric, is_relative=guardrail.is_relative)} {way}"
 

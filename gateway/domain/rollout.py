@@ -45,7 +45,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the audit log: who changed what, when, why, and on which evidence.
 
     `version` is that of the state it leads to. `why` is what the person said; `reasons` are the gateway's own sentences
-    and `evidence` the figures at that time. `is_forced`: the evidence said no.
+    and `evidence` the figures at that time. `is_forced`: the evidence said no. `has_mismatch`: the arms were found not
+    to have the users they should.
     """
 
     agent: str
@@ -62,6 +63,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     evidence: str
     is_forced: bool = False
+    has_mismatch: bool = False
 
 
 class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +71,8 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
 
     `version` rises by one with each change, so a store can tell who came late. `stage` counts the times with one share
     each: it names the stratum that calls belong to. `experiment` counts from 1, and began with `first_stage`: what
-    earlier stages saw is not evidence of this one. `previous_bps` is the share before the present one.
+    earlier stages saw is not evidence of this one. `previous_bps` is the share before the present one. `has_mismatch`:
+    the arms of this experiment were once found not to have the users they should; that stays until a new one begins.
     """
 
     agent: str
@@ -85,6 +88,7 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     changed_ms: int
     by: str
     why: str
+    has_mismatch: bool = False
 
     @property
     def stratum(self) -> str:
@@ -116,6 +120,7 @@ def after(state: RolloutState | None, change: Change) -> RolloutState:
         changed_ms=change.at_ms,
         by=change.by,
         why=change.why or change.reasons[0],
+        has_mismatch=change.has_mismatch or (state is not None and not is_new_experiment and state.has_mismatch),
     )
 
 

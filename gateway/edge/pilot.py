@@ -47,6 +47,8 @@ class Pilot:
         self._holder = holder
         self._clock = clock
         self._is_failing = False
+        # How long the last look took, which is no reason to be taken for gone.
+        self._looked_s = 0.0
         self._may_lead = False
         self._is_stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -95,10 +97,12 @@ class Pilot:
                 self._mended()
                 return
             now_ms = self._now_ms()
+            since_s = time.monotonic()
             async with asyncio.timeout(_PATIENCE_S):
                 looks = await look_beside(
                     self._store, plan.env, [(state, plan.rollouts[state.agent]) for state in states], now_ms=now_ms
                 )
+            self._looked_s = time.monotonic() - since_s
             self._acting = asyncio.create_task(self._act(plan, states, looks))
             # Whoever ends this step does not end halfway what was decided.
             await asyncio.shield(self._acting)
@@ -138,7 +142,7 @@ class Pilot:
         if not plan.rollouts:
             return ()
         self._may_lead = True
-        ttl_s = max(_MIN_LEAD_S, _LEAD_CHECKS * _every_s(plan))
+        ttl_s = max(_MIN_LEAD_S, _LEAD_CHECKS * _every_s(plan) + 2 * self._looked_s)
 
         def lead(experiments: Experiments) -> Sequence[RolloutState]:
             if not experiments.lead(plan.env, self._holder, ttl_s=ttl_s):

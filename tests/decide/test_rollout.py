@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.decide.rollout import TRANSITIONS, advance, begin, recommendation
+from gateway.decide.rollout import TRANSITIONS, Decision, advance, begin, recommendation
+from gateway.decide.rollout_by_hand import Order, rearm, roll_back
 from gateway.decide.rollout_evidence import Look
 from gateway.decide.rollout_plan import RolloutPlan
 from gateway.domain.rollout import Event, Phase, RolloutState, after
@@ -129,7 +130,21 @@ def test_a_step_is_told_with_its_figures_to_the_audit_log() -> None:
     assert (change.version, change.by, change.event, change.is_forced) == (2, "pilot", Event.ROLLED_BACK, False)
     assert (change.from_phase, change.from_bps, change.at_ms) == (Phase.RAMPING, 1_000, LATER_MS)
     assert "past the guardrail of 2 points less" in change.reasons[0]
-    assert "success rate 88.00 % against 80.00 %" in change.evidence
+    assert "success rate 56.00 % against 80.00 %" in change.evidence
+
+
+def test_a_mismatch_is_kept_until_a_new_experiment_begins() -> None:
+    state = begun()
+    held = advance(state, look_of(state, **MISMATCH), now_ms=LATER_MS, plan=PLAN).state
+    assert (held.phase, held.has_mismatch) == (Phase.HOLD, True)
+    # The evidence is good again, and the test has decided all the same.
+    again = advance(held, look_of(held, at_ms=LATER_MS), now_ms=LATER_MS, plan=PLAN)
+    assert again.change is None
+    back = roll_back(held, Order("ann", LATER_MS))
+    assert isinstance(back, Decision)
+    anew = rearm(back.state, Order("ann", LATER_MS))
+    assert isinstance(anew, Decision)
+    assert not anew.state.has_mismatch
 
 
 def test_a_stage_that_a_reload_took_away_is_no_obstacle() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.decide.compare import evidence_of
@@ -37,6 +38,8 @@ def opinion(look: Look | None, plan: RolloutPlan = PLAN, now_ms: int = LATER_MS)
         ({"success_rate": Found("holds", "worse")}, Opinion.PROCEED, "within the guardrail of 2 points less"),
         ({"success_rate": Found("holds", "better")}, Opinion.PROCEED, "within the guardrail"),
         ({"success_rate": Found("undecided", "better")}, Opinion.WAIT, "not yet known to be within"),
+        # A model that certainly costs more, and most likely no more than it may.
+        ({"success_rate": Found("undecided", "worse", is_slight=True)}, Opinion.WAIT, "not yet known to be within"),
         ({"success_rate": BREACHED}, Opinion.ROLL_BACK, "past the guardrail of 2 points less"),
         ({"success_rate": BREACHED, "users": (1, 1)}, Opinion.ROLL_BACK, "past the guardrail"),
         ({"success_rate": BREACHED, "is_mismatch": True}, Opinion.ROLL_BACK, "the arms do not have the users"),
@@ -121,7 +124,7 @@ def test_at_all_users_without_a_holdback_only_time_can_tell() -> None:
 def test_what_is_worse_without_a_guardrail_is_told_and_decides_nothing() -> None:
     look = look_of(STATE, cost_per_request=Found("none", "worse"), success_rate=Found("holds", "worse"))
     assert len(asides(look, PLAN)) == 1
-    assert asides(look, PLAN)[0].startswith("cost per request 0.00022 usd against 0.0002 usd, +10 %")
+    assert asides(look, PLAN)[0].startswith("cost per request 0.00026 usd against 0.0002 usd, +30 %")
     assert asides(None, PLAN) == ()
 
 
@@ -171,3 +174,18 @@ def test_the_summary_has_every_metric_and_whether_users_arrive_as_assigned() -> 
 def test_reports_know_three_words(said: Opinion) -> None:
     assert said.recommendation in ("proceed", "hold", "roll back")
     assert said.is_objection is (said in (Opinion.HOLD, Opinion.ROLL_BACK))
+
+
+def test_what_is_worse_by_its_likeliest_value_past_the_margin_holds_and_what_is_within_it_waits() -> None:
+    for metric in ("success_rate", "p95_latency"):
+        past = look_of(STATE, **{metric: WORSE})
+        within = look_of(STATE, **{metric: WORSE._replace(is_slight=True)})
+        assert (opinion(past)[0], opinion(within)[0]) == (Opinion.HOLD, Opinion.WAIT)
+        assert opinion(within, WORSE_TOO)[0] is Opinion.ROLL_BACK
+
+
+def test_a_mismatch_that_was_found_stays_found_for_as_long_as_its_experiment() -> None:
+    found = msgspec.structs.replace(STATE, has_mismatch=True)
+    judged = judge(found, look_of(found), now_ms=LATER_MS, plan=PLAN)
+    assert judged.opinion is Opinion.HOLD
+    assert "stays for the whole of an experiment" in judged.reasons[0]

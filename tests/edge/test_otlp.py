@@ -556,6 +556,7 @@ async def test_one_signal_that_fails_does_not_hold_up_the_other(tmp_path: Path, 
     variables = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{unused_port()}/{SECRET}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_on",
     }
     async with collector() as found:
         variables["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = f"{found.url}/v1/metrics"

@@ -45,7 +45,11 @@ async def listening() -> AsyncIterator[Listening]:
 @pytest.mark.parametrize("protocol", COLLECTORS)
 async def test_metrics_and_traces_arrive_in_either_protocol(tmp_path: Path, protocol: Protocol) -> None:
     async with COLLECTORS[protocol]() as found:
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": found.url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": found.url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+        }
         async with (
             running_gateway(tmp_path, environ=variables) as gateway,
             connected(gateway.data_url) as connection,
