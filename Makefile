@@ -61,7 +61,7 @@ check: .venv/.dev ## lint, types, policies, Dockerfile, and Prometheus' rules wh
 	else echo "promtool is not on PATH, so prometheus/ was not checked; Debian's package: prometheus"; fi
 
 test: check ## check, then every test (ARGS="-k budget" picks some)
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 failover: .venv/.dev ## the field's sixteen faults through a real gateway, and the scorecard
 	$(BIN)/python -m pytest tests/faults/test_sixteen.py --quiet $(ARGS)
@@ -74,7 +74,7 @@ rollout: .venv/.dev ## a week of users in minutes: good models climb, bad ones a
 	$(BIN)/python -m gateway.lab.rollout_week $(ARGS)
 
 cover: .venv/.dev ## the tests with a coverage report
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report term $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal --cov --cov-report term $(ARGS)
 
 # --- ship -------------------------------------------------------------------
 

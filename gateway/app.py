@@ -166,10 +166,9 @@ class Gateway:
         runtime.is_draining = runtime.observer.is_draining = True
         drain_s = self._loaded.settings.server.drain_s
         since_s = time.monotonic()
-        if self._pilot is not None:
-            await self._pilot.stop()
-        await self._daily.stop()
-        await self.data.stop(drain_s)
+        # The listener first: from here on nobody new is let in.
+        others = [self._daily.stop(), *([self._pilot.stop()] if self._pilot is not None else [])]
+        await asyncio.gather(self.data.stop(drain_s), *others)
         await runtime.end_lingering(drain_s - (time.monotonic() - since_s))
         await self.admin.stop(0.1)
         if self.otlp is not None:

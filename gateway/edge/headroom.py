@@ -149,6 +149,11 @@ class Headroom:
         return bool(self._asks)
 
     @property
+    def waiting_calls(self) -> int:
+        """How many calls wait."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
     def has_waiting(self) -> bool:
         """Whether somebody waits for what others hold, in this process or elsewhere."""
         return bool(self._waiting)

@@ -79,6 +79,7 @@ SHADOWS = Declared(
     ("agent", "variant", "result"),
     "{call}",
 )
+WAITING = Declared("gateway_calls_waiting", Kind.GAUGE, "Calls that wait for money which others hold.", unit="{call}")
 IN_FLIGHT = Declared("gateway_calls_in_flight", Kind.GAUGE, "Calls being served now.", unit="{call}")
 REFUSALS = Declared(
     "gateway_refusals", Kind.COUNTER, "Requests refused before any model was asked.", ("code",), "{request}"
@@ -148,6 +149,6 @@ METRICS: tuple[Declared, ...] = (
     REQUESTS, ERRORS, FALLBACKS, COST, TOKENS, LATENCY, FIRST_CHUNK, FAULTS, RETRIES, RESUMED, BREAKER,
     RETRY_BUDGET, OVERHEAD, IN_FLIGHT, REFUSALS, CONNECTIONS, SHADOWS,
     CAP_LIMIT, CAP_POSTED, CAP_HELD, CAP_IN_DOUBT, CROSSED, OVERSHOOT, DISBELIEVED, STOPS,
-    BEHIND, STORE_OK, STORE_ERRORS, UNLEASED, HOLDERS, ALERTS, EXPORTS, SPANS_DROPPED,
+    BEHIND, STORE_OK, STORE_ERRORS, UNLEASED, WAITING, HOLDERS, ALERTS, EXPORTS, SPANS_DROPPED,
     RELOADS, RELOAD_OK, SHARE, PHASE, STAGE, RECOMMENDED, LEADING, FEEDBACK, HEALTH, RETIRES, DRAINING, BUILD,
 )  # fmt: skip

@@ -23,6 +23,7 @@ from gateway.edge.metrics import (
     STORE_ERRORS,
     STORE_OK,
     UNLEASED,
+    WAITING,
 )
 from gateway.store.journal import Journal
 
@@ -51,6 +52,7 @@ def money_figures(books: Books, bookkeeper: Bookkeeper, journal: Journal, alerts
     yield STORE_OK, [((), 0.0 if bookkeeper.store_error else 1.0)]
     yield STORE_ERRORS, [((), bookkeeper.store_errors)]
     yield UNLEASED, [((), bookkeeper.headroom.unleased_nusd)]
+    yield WAITING, [((), bookkeeper.headroom.waiting_calls)]
     yield ALERTS, [(("sent",), alerts.sent), (("failed",), alerts.failed), (("dropped",), alerts.dropped)]
     yield HOLDERS, [((), bookkeeper.holders)]
 

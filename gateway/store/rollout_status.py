@@ -54,6 +54,7 @@ def change_line(change: Change) -> dict[str, Any]:
         "reasons": list(change.reasons),
         "evidence": change.evidence,
         "forced": change.is_forced,
+        "mismatch": change.has_mismatch,
     }
 
 

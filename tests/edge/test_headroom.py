@@ -111,6 +111,7 @@ async def test_what_one_gives_back_serves_as_many_as_it_can(tmp_path: Path) -> N
     async with office(tmp_path) as here:
         first = here.take(100)
         waiting = await queue_up(here, 30, 30, 30, 30)
+        assert here.keeper.headroom.waiting_calls == 4
         here.post(first, 0)
         await asyncio.wait(waiting[:3])
         assert [one.done() for one in waiting] == [True, True, True, False]
@@ -118,6 +119,7 @@ async def test_what_one_gives_back_serves_as_many_as_it_can(tmp_path: Path) -> N
         assert hold is not None
         here.post(hold, 0)
         assert await waiting[3] is not None
+        assert here.keeper.headroom.waiting_calls == 0
 
 
 @pytest.fixture
