@@ -23,10 +23,10 @@ from gateway.domain.reading import read_struct
 from gateway.domain.rules import Routing
 from gateway.domain.settings import Settings, Telemetry
 from gateway.edge.call_trace import CallTrace
-from gateway.edge.gen_ai import Operations
-from gateway.edge.logs import IN_CALL
-from gateway.edge.observe import Observer
-from gateway.edge.tracing import Tracing
+from gateway.telemetry.gen_ai import Operations
+from gateway.telemetry.logs import IN_CALL
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.tracing import Tracing
 
 # As openai's SDK sends them.
 _ORDINARY = {

@@ -21,19 +21,19 @@ from gateway.edge.daily import Daily
 from gateway.edge.data_app import data_app
 from gateway.edge.listener import Listener, require_c_parser
 from gateway.edge.money_metrics import money_figures
-from gateway.edge.observe import Observer
 from gateway.edge.pilot import Pilot
 from gateway.edge.rollouts import Rollouts
 from gateway.edge.runtime import Runtime
-from gateway.edge.tracing import Tracing
 from gateway.edge.upstream import HttpUpstream
 from gateway.edge.watch import reload_on, watch_files
 from gateway.store.store import Crossing, StoreError
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.tracing import Tracing
 from gateway.treasury import CannotKeepBooks, Treasury, ledger_path
 
 if TYPE_CHECKING:
-    from gateway.edge.otlp import OtlpExport
     from gateway.simulator.server import Simulator
+    from gateway.telemetry.otlp import OtlpExport
 
 log = logging.getLogger("gateway")
 
@@ -215,7 +215,7 @@ class Gateway:
             log.warning("%s", complaint)
         if otel.is_on:
             # Imported here: 10 MB and 90 ms that only those pay who export.
-            from gateway.edge.otlp import OtlpExport
+            from gateway.telemetry.otlp import OtlpExport
 
             self.otlp = OtlpExport(otel, env=self._loaded.env, plan=self._loaded.plan, observer=observer)
             if self.otlp.has_traces:

@@ -4,6 +4,7 @@ Fixtures of one room live beside that room's tests, not here.
 """
 
 import errno
+import gc
 import ipaddress
 import os
 import socket
@@ -64,3 +65,9 @@ sys.addaudithook(_stay_on_loopback)
 settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile("house")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are collected and stay: no garbage collection need look at them again."""
+    gc.collect()
+    gc.freeze()

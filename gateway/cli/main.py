@@ -68,7 +68,7 @@ def serve(config: Path, policies: Path, env: str | None) -> None:
     good one stays.
     """
     from gateway.app import serve as run
-    from gateway.edge.logs import set_up_logs
+    from gateway.telemetry.logs import set_up_logs
 
     loaded = load_or_exit(config, policies, env)
     set_up_logs(loaded.settings.log.format, loaded.policy.log.level)

@@ -19,11 +19,11 @@ from gateway.edge.admin_costs import Costs
 from gateway.edge.admin_rollout import RolloutPaths
 from gateway.edge.admit import leave_to_read_body, read_body
 from gateway.edge.data_app import add_no_such_path
-from gateway.edge.exposition import Exposition
 from gateway.edge.guard import Handler, guarded
 from gateway.edge.health import Health
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
+from gateway.telemetry.exposition import Exposition
 
 
 def admin_app(runtime: Runtime, ledger: Path) -> web.Application:

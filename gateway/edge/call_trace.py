@@ -13,7 +13,7 @@ from gateway.domain.content import asked, input_messages, output_messages, read_
 from gateway.domain.settings import TraceContext
 from gateway.domain.splice import read_delivered
 from gateway.domain.trace import TracedCall
-from gateway.edge.tracing import Trace, Tracing
+from gateway.telemetry.tracing import Trace, Tracing
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy

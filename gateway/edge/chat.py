@@ -21,12 +21,12 @@ from gateway.edge.admit import admit
 from gateway.edge.attempt import Begun, Whole
 from gateway.edge.failover import Failover
 from gateway.edge.listener import tell_when_lost
-from gateway.edge.logs import IN_CALL
 from gateway.edge.open_call import OpenCall
 from gateway.edge.relay import Relay
 from gateway.edge.replies import JSON, SERVER_NAME, error_reply
 from gateway.edge.runtime import RUNTIME
 from gateway.edge.shadow import follow, plain_reply
+from gateway.telemetry.logs import IN_CALL
 
 log = logging.getLogger("gateway.call")
 

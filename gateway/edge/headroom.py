@@ -8,6 +8,7 @@ import asyncio
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class Headroom:
         self._lent: dict[Account, None] = {}
         # Calls that wait for what others hold, by when they came, account by account.
         self._waiting: dict[Account, list[tuple[float, asyncio.Future[None]]]] = {}
+        # When the calls came that are asking the store; one that was woken to do so keeps its place meanwhile.
+        self._asking: dict[Account, list[float]] = {}
         self._answer: asyncio.Future[None] | None = None
         # While the store is out of order nobody waits for it whose cap stays open without.
         self.is_store_out = False
@@ -56,14 +59,15 @@ class Headroom:
         account = short.account
         if time.monotonic() - account.seen_s > FRESH_S or 0 < short.missing <= account.at_store:
             before = account.seen_s
-            await self._ask_for(short)
-            if min(account.available, account.remaining) >= short.amount or account.seen_s > before == float("-inf"):
+            await self._ask_in_turn(short, came_s)
+            if min(account.available, account.remaining) >= short.amount or account.seen_s > before == -inf:
                 return True
         if not short.is_only_held:
             # Whoever waits behind this one may wait for what will not come, too.
             self._wake_next(account)
             return False
         if wait_s <= 0:
+            self._wake_next(account)
             return False
         return await self._wait(short, came_s, wait_s)
 
@@ -76,6 +80,22 @@ class Headroom:
     def passed_on(self, hold: Hold) -> None:
         """A call that had waited got its headroom; there may be some left for the next."""
         self.freed(account for account, _ in hold.entries)
+
+    async def _ask_in_turn(self, short: Shortfall, came_s: float) -> None:
+        """Ask the store. What is given back meanwhile is not for those who came later; this call looks again after."""
+        account = short.account
+        asking = self._asking.setdefault(account, [])
+        asking.append(came_s)
+        is_answered = False
+        try:
+            await self._ask_for(short)
+            is_answered = True
+        finally:
+            asking.remove(came_s)
+            if not asking:
+                del self._asking[account]
+            if not is_answered:
+                self._wake_next(account)
 
     async def _ask_for(self, short: Shortfall) -> None:
         account = short.account
@@ -135,7 +155,8 @@ class Headroom:
 
     def _wake_next(self, account: Account) -> None:
         queue = self._waiting.get(account)
-        while queue:
+        asking_since_s = min(self._asking.get(account, ()), default=inf)
+        while queue and queue[0][0] < asking_since_s:
             _, mine = queue.pop(0)
             if not mine.done():
                 mine.set_result(None)

@@ -39,10 +39,10 @@ from gateway.domain.model_card import ModelCard, read_card, read_cards
 from gateway.domain.policy import Health as Limits
 from gateway.domain.spans import format_time
 from gateway.domain.wire import is_json
-from gateway.edge.distribution import Figures
-from gateway.edge.metrics import HEALTH, RETIRES
 from gateway.edge.runtime import Runtime
 from gateway.edge.upstream import Upstream
+from gateway.telemetry.distribution import Figures
+from gateway.telemetry.metrics import HEALTH, RETIRES
 
 log = logging.getLogger("gateway.health")
 

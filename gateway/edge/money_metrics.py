@@ -10,8 +10,9 @@ from gateway.decide.budget import Account, Books
 from gateway.domain.money import NUSD_PER_USD
 from gateway.edge.alerts import Alerts
 from gateway.edge.bookkeeper import Bookkeeper
-from gateway.edge.distribution import Figures
-from gateway.edge.metrics import (
+from gateway.store.journal import Journal
+from gateway.telemetry.distribution import Figures
+from gateway.telemetry.metrics import (
     ALERTS,
     BEHIND,
     CAP_HELD,
@@ -25,7 +26,6 @@ from gateway.edge.metrics import (
     UNLEASED,
     WAITING,
 )
-from gateway.store.journal import Journal
 
 # Scopes whose values the configuration names, so that there are few of them.
 _BOUNDED = frozenset({"agent"})

@@ -21,12 +21,12 @@ from gateway.decide.rollout_evidence import Look
 from gateway.decide.rollout_words import percent
 from gateway.domain.rollout import PILOT, Change, Event, RolloutState
 from gateway.edge.alerts import Alerts
-from gateway.edge.distribution import Figures
 from gateway.edge.looking import look_beside
-from gateway.edge.metrics import LEADING, RECOMMENDED
 from gateway.edge.runtime import Runtime
 from gateway.store.experiments import Conflict, Experiments
 from gateway.store.store import StoreError
+from gateway.telemetry.distribution import Figures
+from gateway.telemetry.metrics import LEADING, RECOMMENDED
 
 T = TypeVar("T")
 log = logging.getLogger("gateway.rollout")

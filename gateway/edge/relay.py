@@ -19,9 +19,9 @@ from gateway.domain.splice import MAX_DELIVERED_BYTES, Mismatch, Splice, read_de
 from gateway.domain.sse import DONE, DONE_FRAME, Tap, frame
 from gateway.edge.attempt import MAX_MALFORMED, Begun
 from gateway.edge.failover import Failover
-from gateway.edge.gen_ai import Operations
 from gateway.edge.open_call import OpenCall
 from gateway.edge.refusal import error_in_answer
+from gateway.telemetry.gen_ai import Operations
 
 # After the last finish_reason only usage and `[DONE]` can come; a provider that forgets them is not waited for.
 GRACE_S = 2.0

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from gateway.decide.plan import Plan
 from gateway.decide.rollout_words import percent
 from gateway.domain.rollout import Phase, RolloutState
-from gateway.edge.distribution import Figures
-from gateway.edge.metrics import PHASE, STAGE
 from gateway.edge.runtime import Runtime
+from gateway.telemetry.distribution import Figures
+from gateway.telemetry.metrics import PHASE, STAGE
 
 log = logging.getLogger("gateway.rollout")
 # By environment and agent: a store may serve several environments.

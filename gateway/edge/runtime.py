@@ -17,10 +17,10 @@ from gateway.decide.standing import Standing
 from gateway.domain.settings import Server
 from gateway.edge.alerts import Alerts
 from gateway.edge.bookkeeper import Bookkeeper
-from gateway.edge.observe import Observer
-from gateway.edge.tracing import Tracing
 from gateway.edge.upstream import Upstream
 from gateway.store.journal import Journal
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.tracing import Tracing
 
 
 class Runtime:

@@ -22,9 +22,9 @@ from gateway.domain.errors import GatewayError, Refused, UpstreamFault
 from gateway.domain.shadow_policy import SHADOW
 from gateway.domain.wire import ChatBody
 from gateway.edge.attempt import Whole, attempt, request_body
-from gateway.edge.logs import IN_CALL
 from gateway.edge.open_call import OpenCall
 from gateway.edge.purse import Purse
+from gateway.telemetry.logs import IN_CALL
 
 log = logging.getLogger("gateway.shadow")
 

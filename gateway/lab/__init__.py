@@ -1,1 +1,1 @@
-"""Offline work: the demo today; benchmark, audit and exports later."""
+"""Offline work on what was recorded: reports, replays, reconciliation; the demo; proofs at the scale of days."""

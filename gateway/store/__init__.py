@@ -1,1 +1,1 @@
-"""Durable state. Today the journal; the ledger's store follows behind the same floor."""
+"""Durable state: the journal of this process, and the store that all processes share."""

@@ -155,7 +155,14 @@ def open_database(
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         # The mode is set, not only asked for: SQLite gives its -wal and -shm files that of the database.
         path.chmod(0o600)
-        database = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
+        # SQLite itself makes none: one that is moved away at this moment is not there, and not a new one.
+        database = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=busy_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"the ledger at {path} cannot be opened: {reason(error)}") from error
     try:

@@ -23,8 +23,8 @@ from gateway.domain.secret import Secret
 from gateway.domain.settings import Settings
 from gateway.edge import alerts as room
 from gateway.edge.alerts import Alerts
-from gateway.edge.logs import JsonLines
 from gateway.store.store import Crossing, Stop
+from gateway.telemetry.logs import JsonLines
 
 ROOT = Path(__file__).resolve().parents[2]
 # So long that only a hang can reach it.

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.domain.trace import TracedCall
-from gateway.edge.logs import IN_CALL
+from gateway.telemetry.logs import IN_CALL
 from tests.journey import AT_ONCE, NO_RETRIES, POLICY, WIDE_CAPS, Journey, journey
 from tests.scripted import DONE, delta, finish, refuses, says, streams, usage_chunk
 

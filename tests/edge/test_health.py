@@ -15,11 +15,11 @@ from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
 from gateway.domain.errors import FaultKind, Refused, UpstreamFault
 from gateway.domain.policy import Breakers, Retries
-from gateway.edge.exposition import Snapshot
 from gateway.edge.health import MAX_ABREAST, Health
-from gateway.edge.observe import Observer
 from gateway.edge.runtime import Runtime
 from gateway.edge.upstream import Upstream
+from gateway.telemetry.exposition import Snapshot
+from gateway.telemetry.observe import Observer
 from tests.planning import NOW_S, plan_of
 from tests.raw_http import check_ordinary, check_refusal, connected, request
 from tests.running import AGENTS, POLICY, running_gateway

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.edge.metrics import STORE_ERRORS, STORE_OK
 from gateway.edge.money_metrics import money_figures
 from gateway.store.store import StoreError
+from gateway.telemetry.metrics import STORE_ERRORS, STORE_OK
 from tests.journey import Journey, journey
 from tests.scripted import Turn, completion, resets, says
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,11 @@ async def test_what_was_decided_on_a_state_that_is_no_more_changes_nothing(tmp_p
 
 def children() -> list[str]:
     """The processes that this one has started and that are still there."""
-    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found: list[str] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # It has ended since it was listed.
+            found += (thread / "children").read_text().split()
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux only")

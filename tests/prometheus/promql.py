@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from gateway.edge.metrics import METRICS, Kind
+from gateway.telemetry.metrics import METRICS, Kind
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "prometheus"

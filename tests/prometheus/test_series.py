@@ -10,7 +10,7 @@ import pytest
 
 from gateway.domain.errors import CODES
 from gateway.domain.settings import Telemetry
-from gateway.edge.metrics import METRICS, Kind
+from gateway.telemetry.metrics import METRICS, Kind
 from tests.prometheus.promql import FOLDER, ROOT, Asked, asked_by, cases, read, recorded, rules_of, shown
 
 THE_EIGHT = {

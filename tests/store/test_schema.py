@@ -128,6 +128,23 @@ def test_a_directory_in_the_files_place_is_told_and_stays_as_it_is(tmp_path: Pat
     assert mode_of(path) == 0o755
 
 
+def test_one_that_is_moved_away_while_it_is_opened_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    fill(path)
+    chmod = Path.chmod
+
+    def chmod_and_lose(self: Path, mode: int) -> None:
+        chmod(self, mode)
+        self.rename(tmp_path / "away.db")
+
+    monkeypatch.setattr(Path, "chmod", chmod_and_lose)
+    with pytest.raises(StoreError, match="cannot be opened: it, or its directory, is not there"):
+        open_database(path, is_new_allowed=False)
+    assert not path.exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only directories")
 def test_a_read_only_directory_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

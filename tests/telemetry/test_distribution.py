@@ -1,6 +1,6 @@
 """Histograms: which bucket a value falls into, and whose exemplar stands there."""
 
-from gateway.edge.distribution import Distribution, Exemplar
+from gateway.telemetry.distribution import Distribution, Exemplar
 
 
 def exemplar(value: float, span_id: str = "1" * 16) -> Exemplar:

@@ -12,12 +12,12 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from gateway.domain.otel import Exporting, Protocol, Signal
-from gateway.edge.otlp_exporter import Exporter, Listening, make_exporter
-from gateway.edge.otlp_metrics import metrics_data, resource_of
+from gateway.telemetry.otlp_exporter import Exporter, Listening, make_exporter
+from gateway.telemetry.otlp_metrics import metrics_data, resource_of
 from tests.collector import SERVER, Collector, collector, grpc_collector
-from tests.edge.test_observe import call
 from tests.raw_http import connected
 from tests.running import running_gateway
+from tests.telemetry.test_observe import call
 
 SECRET = "hush-hush-4712"
 DATA = metrics_data(resource_of("dev"), [], began_ns=1, now_ns=2)
@@ -126,7 +126,7 @@ import logging, sys
 sys.modules["grpc"] = None
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 from gateway.domain.otel import Exporting
-from gateway.edge.otlp_exporter import Listening, make_exporter
+from gateway.telemetry.otlp_exporter import Listening, make_exporter
 print(make_exporter("traces", Exporting("http://h:4317", "grpc"), Listening()))
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -142,7 +142,7 @@ def test_an_exporter_over_http_does_not_load_grpc() -> None:
     script = """
 import sys
 from gateway.domain.otel import Exporting
-from gateway.edge.otlp_exporter import Listening, make_exporter
+from gateway.telemetry.otlp_exporter import Listening, make_exporter
 for signal in ("metrics", "traces"):
     assert make_exporter(signal, Exporting("http://h:4318"), Listening()) is not None
 print([name for name in ("grpc", "litellm") if name in sys.modules])

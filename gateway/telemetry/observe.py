@@ -16,8 +16,8 @@ from gateway.decide.standing import Standing
 from gateway.domain.call import CallRecord
 from gateway.domain.errors import CODES
 from gateway.domain.money import NUSD_PER_USD
-from gateway.edge.distribution import Distribution, Exemplar, Figures
-from gateway.edge.metrics import (
+from gateway.telemetry.distribution import Distribution, Exemplar, Figures
+from gateway.telemetry.metrics import (
     BREAKER,
     BUILD,
     CONNECTIONS,
@@ -50,7 +50,7 @@ from gateway.edge.metrics import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from gateway.edge.gen_ai import Operations
+    from gateway.telemetry.gen_ai import Operations
 
 _LEVELS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 # Our own share of a call is far below a millisecond, so its edges are finer than those of the model's latency.

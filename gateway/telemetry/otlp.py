@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from gateway.decide.plan import Plan
 from gateway.domain.otel import Otel
 from gateway.domain.trace import TracedCall
-from gateway.edge.gen_ai import Operations, providers_of
-from gateway.edge.observe import Observer
-from gateway.edge.otlp_exporter import Listening, make_exporter
-from gateway.edge.otlp_metrics import metrics_data, resource_of
-from gateway.edge.otlp_signal import SignalExport
-from gateway.edge.otlp_traces import spans_of
-from gateway.edge.span_queue import SpanQueue, span_count
+from gateway.telemetry.gen_ai import Operations, providers_of
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.otlp_exporter import Listening, make_exporter
+from gateway.telemetry.otlp_metrics import metrics_data, resource_of
+from gateway.telemetry.otlp_signal import SignalExport
+from gateway.telemetry.otlp_traces import spans_of
+from gateway.telemetry.span_queue import SpanQueue, span_count
 
 log = logging.getLogger("gateway.otlp")
 

@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from gateway.edge.distribution import Distribution, Exemplar, Figures
-from gateway.edge.metrics import Declared, Kind
+from gateway.telemetry.distribution import Distribution, Exemplar, Figures
+from gateway.telemetry.metrics import Declared, Kind
 
 _FAMILIES = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}
 

@@ -8,8 +8,8 @@ import pytest
 from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.errors import FaultKind
 from gateway.domain.money import Usage
-from gateway.edge.distribution import Distribution
-from gateway.edge.gen_ai import (
+from gateway.telemetry.distribution import Distribution
+from gateway.telemetry.gen_ai import (
     DURATION,
     GEN_AI,
     MAX_ANSWERED,
@@ -21,7 +21,7 @@ from gateway.edge.gen_ai import (
     Operations,
     providers_of,
 )
-from gateway.edge.metrics import METRICS, Declared, Kind
+from gateway.telemetry.metrics import METRICS, Declared, Kind
 from tests.planning import CONFIG, plan_of
 
 FINETUNED, BASELINE, FURTHER = "mistral/ft:qa", "mistral/base", "openai/gpt-4o"

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.edge.logs import set_up_logs
 from gateway.simulator.server import Simulator
 from gateway.store.journal import journal_files
+from gateway.telemetry.logs import set_up_logs
 from tests.raw_http import RawConnection, connected, ordinary, request
 from tests.running import AT_ONCE, RunningGateway, running_gateway
 

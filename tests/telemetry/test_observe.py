@@ -10,7 +10,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from gateway.decide.breaker import Admission
 from gateway.domain.money import NUSD_PER_USD
-from gateway.edge.metrics import BREAKER, METRICS
+from gateway.telemetry.metrics import BREAKER, METRICS
 from tests.raw_http import CANARY, RawConnection, connected, ordinary, request
 from tests.running import RunningGateway, running_gateway
 from tests.scripted import DONE, delta, finish, refuses, says, scripted, streams

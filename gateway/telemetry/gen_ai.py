@@ -16,8 +16,8 @@ from gateway.decide.targets import Target
 from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.errors import FaultKind
 from gateway.domain.settings import split_ref
-from gateway.edge.distribution import Distribution, Exemplar, Figures
-from gateway.edge.metrics import OTHER, Declared, Kind
+from gateway.telemetry.distribution import Distribution, Exemplar, Figures
+from gateway.telemetry.metrics import OTHER, Declared, Kind
 
 SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TOKENS = tuple(4**power for power in range(14))

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.edge.tracing import Trace, Tracing
+from gateway.telemetry.tracing import Trace, Tracing
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"

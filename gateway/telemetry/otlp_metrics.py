@@ -25,8 +25,8 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from gateway import __version__
-from gateway.edge.distribution import Distribution, Exemplar, Figures
-from gateway.edge.metrics import Declared, Kind
+from gateway.telemetry.distribution import Distribution, Exemplar, Figures
+from gateway.telemetry.metrics import Declared, Kind
 
 SERVICE = "genesis-gateway"
 SCOPE = InstrumentationScope("gateway", __version__)

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.domain.otel import Signal
-from gateway.edge.observe import Observer
-from gateway.edge.otlp_exporter import Exporter
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.otlp_exporter import Exporter
 
 log = logging.getLogger("gateway.otlp")
 

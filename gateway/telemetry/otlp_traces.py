@@ -17,7 +17,7 @@ from gateway.domain.errors import CODES
 from gateway.domain.money import NUSD_PER_USD
 from gateway.domain.settings import split_ref
 from gateway.domain.trace import TracedCall
-from gateway.edge.otlp_metrics import SCOPE
+from gateway.telemetry.otlp_metrics import SCOPE
 
 PATH = "/v1/chat/completions"
 FIRST_CHUNK = "first_chunk"

@@ -1,6 +1,6 @@
 """The declarations: names, labels and words that Prometheus and its users expect."""
 
-from gateway.edge.metrics import CALL_LABELS, METRICS, Declared, Kind
+from gateway.telemetry.metrics import CALL_LABELS, METRICS, Declared, Kind
 
 
 def test_names_and_labels_follow_prometheus_conventions() -> None:

@@ -14,11 +14,15 @@ from opentelemetry.sdk.metrics.export import MetricsData
 
 from gateway.domain.money import NUSD_PER_USD
 from gateway.domain.trace import TracedCall
-from gateway.edge import otlp as room
-from gateway.edge.metrics import METRICS, Kind
-from gateway.edge.otlp import OtlpExport
+from gateway.telemetry import otlp as room
+from gateway.telemetry.metrics import METRICS, Kind
+from gateway.telemetry.otlp import OtlpExport
 from tests.collector import CLIENT, SERVER, Collector, Span, collector, spans_in
-from tests.edge.test_observe import (
+from tests.process import Files, process
+from tests.raw_http import connected
+from tests.running import RunningGateway, running_gateway
+from tests.scripted import DONE, delta, finish, refuses, says, scripted, streams
+from tests.telemetry.test_observe import (
     BREAKING,
     CUT_AGENTS,
     CUT_ROUTING,
@@ -30,10 +34,6 @@ from tests.edge.test_observe import (
     scrape,
     total,
 )
-from tests.process import Files, process
-from tests.raw_http import connected
-from tests.running import RunningGateway, running_gateway
-from tests.scripted import DONE, delta, finish, refuses, says, scripted, streams
 
 SECRET = "hush-hush-4711"
 # What changes by itself, between a scrape and an export.

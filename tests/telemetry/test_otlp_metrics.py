@@ -14,12 +14,12 @@ from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.errors import CODES, FaultKind
 from gateway.domain.money import Usage
 from gateway.domain.policy import Breakers, Retries
-from gateway.edge.distribution import Distribution, Figures
-from gateway.edge.exposition import Snapshot
-from gateway.edge.gen_ai import Operations
-from gateway.edge.metrics import METRICS, Declared, Kind
-from gateway.edge.observe import Observer
-from gateway.edge.otlp_metrics import metrics_data, resource_of
+from gateway.telemetry.distribution import Distribution, Figures
+from gateway.telemetry.exposition import Snapshot
+from gateway.telemetry.gen_ai import Operations
+from gateway.telemetry.metrics import METRICS, Declared, Kind
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.otlp_metrics import metrics_data, resource_of
 from tests.collector import Export
 from tests.planning import plan_of
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.trace import TracedCall
-from gateway.edge.span_queue import MAX_TEXT_CHARS, SpanQueue, span_count
+from gateway.telemetry.span_queue import MAX_TEXT_CHARS, SpanQueue, span_count
 
 
 def call(number: int, attempts: int = 1, *, text_chars: int = 0) -> TracedCall:

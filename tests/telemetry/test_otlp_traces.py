@@ -9,9 +9,9 @@ from gateway.domain.call import Attempt, CallRecord
 from gateway.domain.errors import FaultKind
 from gateway.domain.money import Usage
 from gateway.domain.trace import TracedCall
-from gateway.edge.gen_ai import providers_of
-from gateway.edge.otlp_metrics import resource_of
-from gateway.edge.otlp_traces import spans_of
+from gateway.telemetry.gen_ai import providers_of
+from gateway.telemetry.otlp_metrics import resource_of
+from gateway.telemetry.otlp_traces import spans_of
 from tests.collector import CLIENT, SERVER, Span, spans_in
 from tests.planning import plan_of
 

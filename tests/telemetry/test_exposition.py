@@ -11,12 +11,12 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.edge.distribution import Distribution, Exemplar, Figures
-from gateway.edge.exposition import Exposition, Snapshot
-from gateway.edge.metrics import METRICS, Declared, Kind
-from tests.edge.test_observe import FAULTY, FINETUNED, OPENMETRICS, call, make_calls, samples, scrape, total
+from gateway.telemetry.distribution import Distribution, Exemplar, Figures
+from gateway.telemetry.exposition import Exposition, Snapshot
+from gateway.telemetry.metrics import METRICS, Declared, Kind
 from tests.raw_http import connected, request
 from tests.running import RunningGateway, running_gateway
+from tests.telemetry.test_observe import FAULTY, FINETUNED, OPENMETRICS, call, make_calls, samples, scrape, total
 
 COUNTED = Declared("gateway_things", Kind.COUNTER, "Things.", ("kind",), "{thing}")
 TIMED = Declared("model_wait_ms", Kind.HISTOGRAM, "A wait.", (), "ms")

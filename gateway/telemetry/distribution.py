@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.edge.metrics import Declared
+from gateway.telemetry.metrics import Declared
 
 
 class Exemplar(NamedTuple):

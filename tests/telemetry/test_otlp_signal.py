@@ -9,10 +9,10 @@ from prometheus_client import generate_latest
 
 from gateway.decide.standing import Standing
 from gateway.domain.policy import Breakers, Retries
-from gateway.edge.exposition import Snapshot
-from gateway.edge.observe import Observer
-from gateway.edge.otlp_exporter import Exporter, Listening
-from gateway.edge.otlp_signal import SignalExport
+from gateway.telemetry.exposition import Snapshot
+from gateway.telemetry.observe import Observer
+from gateway.telemetry.otlp_exporter import Exporter, Listening
+from gateway.telemetry.otlp_signal import SignalExport
 from tests.planning import plan_of
 
 
