@@ -107,49 +107,6 @@ async def test_who_came_first_is_served_first_however_often_they_look(tmp_path: 
         assert not here.keeper.headroom._waiting
 
 
-async def test_who_is_asking_the_store_when_their_turn_comes_does_not_lose_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with office(tmp_path) as here:
-        first = here.take(100)
-        one, other = await queue_up(here, 60, 60)
-        monkeypatch.setattr(headroom, "FRESH_S", -1.0)
-        here.store.may_answer.clear()
-        (account,) = here.books.accounts()
-        here.keeper.headroom.freed([account])
-        await here.until(lambda: here.keeper.headroom._asking)
-        here.post(first, 0)
-        await here.until(lambda: here.keeper.headroom.waiting_calls == 1)
-        here.store.may_answer.set()
-        hold = await one
-        assert hold is not None
-        assert not other.done()
-        here.post(hold, 0)
-        assert await other is not None
-        assert not here.keeper.headroom._asking
-
-
-@pytest.mark.usefixtures("unasked")
-async def test_who_leaves_while_asking_makes_room_for_those_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with office(tmp_path) as here:
-        first = here.take(100)
-        one, other = await queue_up(here, 60, 60)
-        await here.quiet()
-        monkeypatch.setattr(headroom, "FRESH_S", -1.0)
-        here.store.may_answer.clear()
-        (account,) = here.books.accounts()
-        here.keeper.headroom.freed([account])
-        await here.until(lambda: here.keeper.headroom._asking)
-        here.post(first, 0)
-        monkeypatch.setattr(headroom, "FRESH_S", 600.0)
-        one.cancel()
-        assert await other is not None
-        assert not here.keeper.headroom._asking
-        here.store.may_answer.set()
-
-
 async def test_what_one_gives_back_serves_as_many_as_it_can(tmp_path: Path) -> None:
     async with office(tmp_path) as here:
         first = here.take(100)
@@ -170,6 +127,50 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks the store again by themselves, which would have everybody look."""
     monkeypatch.setattr(bookkeeper, "TICK_S", 600.0)
     monkeypatch.setattr(headroom, "FRESH_S", 600.0)
+
+
+async def first_asks(here: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the first who waits ask the store, which does not answer yet."""
+    await here.quiet()
+    here.store.may_answer.clear()
+    monkeypatch.setattr(headroom, "FRESH_S", -1.0)
+    (account,) = here.books.accounts()
+    here.keeper.headroom.freed([account])
+    await here.until(lambda: here.keeper.headroom._asking)
+    monkeypatch.setattr(headroom, "FRESH_S", 600.0)
+
+
+@pytest.mark.usefixtures("unasked")
+async def test_who_is_asking_the_store_when_their_turn_comes_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with office(tmp_path) as here:
+        first = here.take(100)
+        one, other = await queue_up(here, 60, 60)
+        await first_asks(here, monkeypatch)
+        here.post(first, 0)
+        here.store.may_answer.set()
+        hold = await one
+        assert hold is not None
+        assert here.keeper.headroom.waiting_calls == 1
+        here.post(hold, 0)
+        assert await other is not None
+        assert not here.keeper.headroom._asking
+
+
+@pytest.mark.usefixtures("unasked")
+async def test_who_leaves_while_asking_makes_room_for_those_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with office(tmp_path) as here:
+        first = here.take(100)
+        one, other = await queue_up(here, 60, 60)
+        await first_asks(here, monkeypatch)
+        here.post(first, 0)
+        one.cancel()
+        assert await other is not None
+        assert not here.keeper.headroom._asking
+        here.store.may_answer.set()
 
 
 @pytest.mark.usefixtures("unasked")
