@@ -17,6 +17,7 @@ from gateway.decide.budget import Books
 from gateway.decide.caps import Rule
 from gateway.domain.errors import Refused
 from gateway.domain.settings import Settings
+from gateway.domain.spans import DAY_MS
 from gateway.edge.bookkeeper import Bookkeeper, RolloutStates
 from gateway.store.journal import Journal, Position, claim_all, segments
 from gateway.store.journal_reader import Replay
@@ -116,7 +117,8 @@ def ledger_path(settings: Settings) -> Path:
 
 def open_store(settings: Settings) -> Store:
     """The store that the configuration names. Raises `StoreError`."""
-    return SqliteStore(ledger_path(settings), clock=time.time)
+    keep_calls_ms = settings.store.keep_calls_days * DAY_MS
+    return SqliteStore(ledger_path(settings), clock=time.time, keep_calls_ms=keep_calls_ms)
 
 
 def _replay(directory: Path, told: Position) -> Replay:

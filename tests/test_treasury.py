@@ -18,8 +18,8 @@ from gateway.edge.bookkeeper import RolloutStates
 from gateway.store.experiments import Experiments
 from gateway.store.journal import Journal, claim, journal_files
 from gateway.store.ledger import Ledger
-from gateway.store.store import Crossing
-from gateway.treasury import CannotKeepBooks, Treasury, ledger_path
+from gateway.store.store import Batch, Crossing
+from gateway.treasury import CannotKeepBooks, Treasury, ledger_path, open_store
 from tests.outcomes import AT_MS, outcome, record
 from tests.rolling import first
 
@@ -266,6 +266,20 @@ async def test_a_start_that_fails_says_why_and_leaves_nothing_open(
 
 def test_only_the_store_there_is_can_be_named(tmp_path: Path) -> None:
     assert ledger_path(loaded(tmp_path).settings) == tmp_path / "gateway.db"
+
+
+def test_calls_older_than_a_year_and_a_bit_are_not_kept(tmp_path: Path) -> None:
+    settings = loaded(tmp_path).settings
+    assert settings.store.keep_calls_days == 400
+    day_ms, now_ms = 86_400_000, time.time_ns() // 1_000_000
+    store = open_store(settings)
+    store.join("one", ())
+    store.sync(
+        Batch(outcomes=[outcome("new", at_ms=now_ms - 399 * day_ms), outcome("old", at_ms=now_ms - 401 * day_ms)])
+    )
+    store.close()
+    with Experiments(tmp_path / "gateway.db", clock=time.time) as experiments:
+        assert (experiments.outcome("new") is None, experiments.outcome("old") is None) == (False, True)
 
 
 async def test_a_store_that_is_not_there_yet_is_said_to_be(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ _IDS_SHOWN = 5
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("reports/cost_dashboard.md"),
-    show_default=True, help="The Markdown file; its plots go into a folder beside it.",
+    "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help="The Markdown file; its plots go beside it.  [default: cost_dashboard.md in the policy's reports.dir]",
 )  # fmt: skip
 @click.option("--since", default="7d", show_default=True, help="24h, 7d, today, 2026-11-01, an ISO time.")
 @click.option("--until", default="", help="Likewise; default: now.")
 @for_configuration
-def report(out: Path, since: str, until: str, chosen: Chosen) -> None:
+def report(out: Path | None, since: str, until: str, chosen: Chosen) -> None:
     """Write the cost dashboard, Markdown with SVG plots.
 
     Plots need matplotlib: pip install 'genesis-gateway[reports]'. Without it the report has none.
@@ -43,6 +43,7 @@ def report(out: Path, since: str, until: str, chosen: Chosen) -> None:
 
     with desk(chosen) as opened:
         span = span_or_exit(since, until, opened.now_ms)
+        out = out or Path(opened.loaded.policy.reports.path("costs"))
         try:
             with at_work("reading the ledger, drawing"):
                 written = write_report(opened.ledger, opened.env, opened.plan.rules, opened.now_s, span, out)

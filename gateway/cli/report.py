@@ -37,8 +37,8 @@ report.add_command(costs_report, "costs")
 
 @report.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("reports/ab_testing_results.md"),
-    show_default=True, help="The Markdown file; its plots go into a folder beside it.",
+    "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help="The Markdown file; its plots go beside it.  [default: ab_testing_results.md in the policy's reports.dir]",
 )  # fmt: skip
 @click.option("--agent", "agents", multiple=True, help="Only this agent's; repeatable.  [default: all]")
 @click.option(
@@ -49,7 +49,7 @@ report.add_command(costs_report, "costs")
 @click.option("--json", "is_json", is_flag=True, help="As JSON on stdout; no file is written.")
 @for_configuration
 def ab(
-    out: Path, agents: tuple[str, ...], since: str, until: str, window: str, is_json: bool, chosen: Chosen
+    out: Path | None, agents: tuple[str, ...], since: str, until: str, window: str, is_json: bool, chosen: Chosen
 ) -> None:  # fmt: skip
     """Write what the A/B tests say, Markdown with SVG plots.
 
@@ -64,10 +64,12 @@ def ab(
     span = ledger.span_or_exit(since or "1970-01-01", until, now_ms)
     asked = Asked(span.since_ms if since else None, span.until_ms, agents, _windows(window))
     with at_work("reading the calls, drawing"):
-        figures = _figures(chosen.load(), asked, now_ms)
+        loaded = chosen.load()
+        figures = _figures(loaded, asked, now_ms)
         if is_json:
             click.echo(as_json(figures))
             return
+        out = out or Path(loaded.policy.reports.path("ab"))
         try:
             written = write_report(figures, out)
         except OSError as error:

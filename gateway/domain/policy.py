@@ -26,6 +26,8 @@ OnCut = Literal["continue", "hold", "error"]
 # JSON readers lose whole numbers above this, and a month of a large fleet has more tokens than a Count.
 Ceiling = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 BPS_PER_PERCENT = 100
+# By what `gateway report` calls them.
+REPORT_FILES = {"ab": "ab_testing_results.md", "costs": "cost_dashboard.md"}
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
@@ -182,6 +184,10 @@ class Reports(msgspec.Struct, frozen=True, kw_only=True):
 
     daily_at: str = ""
     dir: Annotated[str, Meta(min_length=1)] = "reports"
+
+    def path(self, report: str) -> str:
+        """Where one of `REPORT_FILES` is written unless somebody says otherwise."""
+        return f"{self.dir}/{REPORT_FILES[report]}"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,10 +147,14 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the processes of a machine share what was spent. `timeout_ms`: how long a call waits for its answer."""
+    """Where the processes of a machine share what was spent. `timeout_ms`: how long a call waits for its answer.
+
+    `keep_calls_days`: how long what became of each call is kept for comparisons; 0 is for ever. Money is, always.
+    """
 
     url: str = "sqlite:///state/gateway.db"
     timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 250
+    keep_calls_days: Annotated[int, Meta(ge=0, le=36_500)] = 400
 
 
 class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):

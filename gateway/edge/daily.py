@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.domain.policy import Reports
+from gateway.domain.policy import REPORT_FILES, Reports
 from gateway.domain.spans import DAY_MS
 
 log = logging.getLogger("gateway.reports")
 # Locked while somebody writes; in it the instant, in unix ms, up to which reports are written.
 LOCK = ".daily"
-REPORTS = {"ab": "ab_testing_results.md", "costs": "cost_dashboard.md"}
 _LOOK_EVERY_S = 20.0
 _PATIENCE_S = 1_800.0
 # A tenth of what a call's process gets where both want the same core: calls hardly notice, and the report gets done.
@@ -75,22 +74,22 @@ class Daily:
             with _locked(folder) as lock:
                 if lock is None:
                     return
-                if due_ms > _written_ms(lock, self._began_ms) and await self._write(folder):
+                if due_ms > _written_ms(lock, self._began_ms) and await self._write(reports):
                     os.pwrite(lock, f"{due_ms:020}".encode(), 0)
         except OSError as error:
             log.error("the daily reports cannot be written to %s: %s", folder, error.strerror or error)
         # What failed once today would fail again.
         self._done_ms = due_ms
 
-    async def _write(self, folder: Path) -> bool:
+    async def _write(self, reports: Reports) -> bool:
         is_whole = True
-        for name, file in REPORTS.items():
-            wrong = await _run([*self._command, name, "--out", str(folder / file), *self._arguments])
+        for name in REPORT_FILES:
+            wrong = await _run([*self._command, name, "--out", reports.path(name), *self._arguments])
             if wrong:
-                log.error("the daily report %s could not be written: %s", folder / file, wrong)
+                log.error("the daily report %s could not be written: %s", reports.path(name), wrong)
                 is_whole = False
         if is_whole:
-            log.info("the daily reports are written to %s", folder)
+            log.info("the daily reports are written to %s", reports.dir)
         return is_whole
 
     async def _keep_on(self) -> None:

@@ -56,6 +56,15 @@ def insert_outcomes(database: sqlite3.Connection, outcomes: Iterable[Outcome]) -
     database.executemany(_INSERT, [_flat(outcome) for outcome in outcomes])
 
 
+def forget_outcomes(database: sqlite3.Connection, env: str, *, before_ms: int, limit: int) -> None:
+    """Let go of the oldest calls of before `before_ms`, `limit` at most, with what was said of them."""
+    text = "SELECT id FROM calls WHERE env = ? AND at_ms < ? ORDER BY at_ms LIMIT ?"
+    ids = database.execute(text, (env, before_ms, limit)).fetchall()
+    if ids:
+        database.executemany("DELETE FROM feedback WHERE call_id = ?", ids)
+        database.executemany("DELETE FROM calls WHERE id = ?", ids)
+
+
 def load_outcome(database: sqlite3.Connection, call_id: str) -> Outcome | None:
     """One call, or None where it is not known."""
     text = f"SELECT {CALL_COLUMNS} FROM calls WHERE id = ?"  # noqa: S608

@@ -6,6 +6,7 @@ that is brought twice counts once.
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from gateway.decide.budget import Balance
 from gateway.decide.caps import Rule
 from gateway.decide.windows import Window
 from gateway.domain.ledger import LedgerRow
+from gateway.domain.outcome import Outcome
 from gateway.store.accounts import ids_of, make_account, prune, register, retire
 from gateway.store.counting import count_rows, insert_row, load_rules
 from gateway.store.leases import (
@@ -28,7 +30,7 @@ from gateway.store.leases import (
     slice_of,
     take_back,
 )
-from gateway.store.outcomes import insert_outcomes
+from gateway.store.outcomes import forget_outcomes, insert_outcomes
 from gateway.store.rollouts import load_rollouts
 from gateway.store.schema import BUSY_S, open_database, transaction
 from gateway.store.store import Ask, Batch, Crossing, Spot, Stop, Synced
@@ -37,6 +39,8 @@ from gateway.store.store import Ask, Batch, Crossing, Spot, Stop, Synced
 HEARTBEAT_S = 2.0
 # For this long after somebody was refused, the others keep nothing that they do not need.
 WANTED_S = 1.0
+# For each call that comes in, so many may go that are too old. More than one, so that a shorter limit takes effect.
+_FORGOTTEN_PER_CALL = 2
 # Where more accounts than this are leased, all of them are looked at only every so often.
 _MANY_LEASES = 500
 _LOOK_S = 5.0
@@ -61,11 +65,17 @@ _ACCOUNT_AT = f"""{_ACCOUNT}
 
 
 class SqliteStore:
-    """The ledger's file, as a process uses it while it serves. See `Store`. `clock` tells unix seconds."""
+    """The ledger's file, as a process uses it while it serves. See `Store`. `clock` tells unix seconds.
 
-    def __init__(self, path: Path, *, clock: Callable[[], float], busy_s: float = BUSY_S) -> None:
+    `keep_calls_ms`: what became of calls is let go of when it is older than that; 0 is for ever.
+    """
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float], busy_s: float = BUSY_S, keep_calls_ms: int = 0
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._keep_calls_ms = keep_calls_ms
         self._database = open_database(path, busy_s=busy_s)
         self._holder = ""
         self._rules: tuple[Rule, ...] = ()
@@ -114,6 +124,7 @@ class SqliteStore:
             was_lost = self._is_lost(database, batch, now_ms)
             changed = self._post(database, batch.rows)
             insert_outcomes(database, batch.outcomes)
+            self._forget(database, batch.outcomes, now_ms)
             shrink_leases(database, self._holder, batch.returns)
             if was_lost or not self._has_settled:
                 # All that was spent is told by now, so what is left of the leases is free again, or was in doubt and
@@ -136,6 +147,13 @@ class SqliteStore:
         self._held = dict(batch.held)
         self._told = batch.told or self._told
         return synced
+
+    def _forget(self, database: sqlite3.Connection, outcomes: Sequence[Outcome], now_ms: int) -> None:
+        # As they come, they go: no transaction is ever long, and there is no job that could fall behind.
+        if self._keep_calls_ms:
+            before_ms = now_ms - self._keep_calls_ms
+            for env, count in Counter(outcome.env for outcome in outcomes).items():
+                forget_outcomes(database, env, before_ms=before_ms, limit=_FORGOTTEN_PER_CALL * count)
 
     def leave(self) -> None:
         """End for good: every lease goes back."""

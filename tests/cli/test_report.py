@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.cli.main import main
+from gateway.domain.policy import REPORT_FILES
 from tests.ledgers import NOON_MS, House, row
 from tests.trials import calls_of, climb, tell
 
@@ -129,3 +130,13 @@ def test_costs_are_reported_here_too(house: House) -> None:
     result = report("costs")
     assert result.exit_code == 0
     assert result.stdout.startswith("reports/cost_dashboard.md, with ")
+
+
+def test_both_are_written_where_the_policy_has_its_reports(house: House) -> None:
+    with (house.path / "policies" / "production.toml").open("a") as policy:
+        policy.write('\n[reports]\ndir = "elsewhere"\n')
+    house.serve(row("a"))
+    assert report("ab").stdout.startswith("elsewhere/ab_testing_results.md, with")
+    assert report("costs").stdout.startswith("elsewhere/cost_dashboard.md, with ")
+    assert sorted(path.name for path in (house.path / "elsewhere").glob("*.md")) == sorted(REPORT_FILES.values())
+    assert not OUT.exists()

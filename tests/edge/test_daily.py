@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.domain.policy import Reports
-from gateway.edge.daily import LOCK, REPORTS, Daily, due_before
+from gateway.domain.policy import REPORT_FILES, Reports
+from gateway.edge.daily import LOCK, Daily, due_before
 from tests.ledgers import DAY_MS, NOON_MS, House, row
 
 POLICY = "[ab_testing]\nenabled = true\n"
@@ -42,7 +42,7 @@ def daily(clock: Callable[[], float], *, env: str = "production", daily_at: str 
 
 def written(house: House) -> dict[str, int]:
     """Each report there is, by the time it was written."""
-    found = (house.path / "reports" / name for name in REPORTS.values())
+    found = (house.path / "reports" / name for name in REPORT_FILES.values())
     return {path.name: path.stat().st_mtime_ns for path in found if path.exists()}
 
 

@@ -15,6 +15,7 @@ from gateway.domain.outcome import Feedback, Outcome, outcome_of
 from gateway.store.outcomes import (
     Scope,
     arrivals,
+    forget_outcomes,
     insert_outcomes,
     left,
     load_feedback,
@@ -210,9 +211,22 @@ def test_nothing_can_be_said_of_a_call_that_is_not_known(file: sqlite3.Connectio
         assert load_feedback(database, "c1") == []
 
 
+def test_the_oldest_go_first_with_what_was_said_of_them_and_no_more_than_so_many(file: sqlite3.Connection) -> None:
+    calls = [outcome(id, at_ms=AT_MS + at) for id, at in (("c3", 3), ("c1", 1), ("c4", 4), ("c2", 2))]
+    said = [Feedback(call.id, "web", AT_MS, 1.0, "") for call in calls]
+    with filled(file, [*calls, outcome("other", env="production", at_ms=1)], said) as database:
+        forget_outcomes(database, "dev", before_ms=AT_MS + 4, limit=2)
+        assert [one.id for one in load_outcomes(database, "dev", None, 0, None)] == ["c3", "c4"]
+        assert database.execute("SELECT call_id FROM feedback").fetchall() == [("c3",), ("c4",)]
+        forget_outcomes(database, "dev", before_ms=AT_MS + 4, limit=2)
+        assert [one.id for one in load_outcomes(database, "dev", None, 0, None)] == ["c4"]
+        assert load_outcome(database, "other") is not None
+
+
 @pytest.mark.parametrize(
     "where, index",
     [
+        ("env = 'dev' AND at_ms < 5 ORDER BY at_ms LIMIT 3", "calls_by_time"),
         ("env = 'dev' AND agent = 'qa_agent' AND experiment = 1", "calls_of_experiment"),
         ("env = 'dev' AND at_ms >= 5 ORDER BY at_ms, id", "calls_by_time"),
     ],

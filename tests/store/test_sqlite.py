@@ -35,8 +35,8 @@ class File:
         self.now_s = T0
         self.opened: list[SqliteStore] = []
 
-    def open(self, holder: str = "", rules: Sequence[Rule] = ()) -> SqliteStore:
-        store = SqliteStore(self.path, clock=lambda: self.now_s, busy_s=0.05)
+    def open(self, holder: str = "", rules: Sequence[Rule] = (), *, keep_calls_ms: int = 0) -> SqliteStore:
+        store = SqliteStore(self.path, clock=lambda: self.now_s, busy_s=0.05, keep_calls_ms=keep_calls_ms)
         self.opened.append(store)
         if holder:
             store.join(holder, rules)
@@ -544,6 +544,23 @@ def test_calls_come_in_with_the_rows_or_not_at_all_and_each_once(file: File) -> 
         store.sync(Batch(rows=rows, outcomes=calls, told=(1, 50)))
     assert file.read("SELECT id FROM ledger") == [("c1.1",)]
     assert file.read("SELECT id, user, is_success FROM calls") == [("c1", "u1", 1), ("c2", "u1", 1)]
+
+
+def test_calls_go_when_they_are_too_old_as_others_come(file: File) -> None:
+    ids = "SELECT id FROM calls ORDER BY id"
+    store = file.open("a", keep_calls_ms=1_000)
+    now_ms = int(file.now_s * 1000)
+    first = [outcome(f"a{n}", at_ms=now_ms - 2_000 + n) for n in range(4)]
+    store.sync(Batch(outcomes=[*first, outcome("b", at_ms=now_ms), outcome("c", env="elsewhere", at_ms=1)]))
+    assert file.read(ids) == [("b",)]
+    file.now_s += 1
+    store.sync(Batch(outcomes=[outcome("d", at_ms=now_ms + 1_000)]))
+    assert file.read(ids) == [("b",), ("d",)]
+    file.now_s += 0.001
+    store.sync(Batch())
+    assert file.read(ids) == [("b",), ("d",)]
+    store.sync(Batch(outcomes=[outcome("e", at_ms=now_ms + 1_001)]))
+    assert file.read(ids) == [("d",), ("e",)]
 
 
 def test_rollouts_of_all_are_told_to_all_with_every_sync(file: File) -> None:
