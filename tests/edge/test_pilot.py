@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.decide.rollout_by_hand import Order, pause
+from gateway.decide.rollout_evidence import Look
 from gateway.domain.rollout import PILOT, Change, Event, Phase, RolloutState
 from gateway.edge.looking import look_beside
 from gateway.edge.pilot import Pilot
@@ -203,7 +205,9 @@ async def test_who_stops_lets_another_lead_at_once(tmp_path: Path) -> None:
         assert (one.is_leading, two.is_leading) == (False, True)
 
 
-async def test_what_was_decided_on_a_state_that_is_no_more_changes_nothing(tmp_path: Path) -> None:
+async def test_what_was_decided_on_a_state_that_is_no_more_changes_nothing_and_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with bridge(tmp_path) as here:
         here.bring(**BAD)
         plan, state = here.gateway.runtime.plan, here.state
@@ -214,6 +218,35 @@ async def test_what_was_decided_on_a_state_that_is_no_more_changes_nothing(tmp_p
         before = told(here.store)
         await here.pilot()._act(plan, [state], [look])
         assert told(here.store) == before
+        assert "Rollout of" not in caplog.text
+
+
+async def test_who_is_stopped_while_acting_ends_the_step_and_tells_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bridge(tmp_path) as here:
+        here.bring(**BAD)
+        other = sqlite3.connect(here.store, isolation_level=None)
+
+        async def look_and_lock(*asked: Any, **at: Any) -> Sequence[Look]:
+            looks = await look_beside(*asked, **at)
+            # Somebody else writes, so that the step has to wait.
+            other.execute("BEGIN IMMEDIATE")
+            return looks
+
+        monkeypatch.setattr("gateway.edge.pilot.look_beside", look_and_lock)
+        pilot = here.pilot()
+        pilot.start()
+        async with asyncio.timeout(PATIENCE_S):
+            while pilot._acting is None:
+                await asyncio.to_thread(lambda: None)
+        stopping = asyncio.create_task(pilot.stop())
+        await asyncio.sleep(0)
+        other.execute("ROLLBACK")
+        other.close()
+        await stopping
+        assert here.state.phase is Phase.ROLLED_BACK
+        assert "Rollout of qa_agent: rolled_back" in caplog.text
 
 
 def children() -> list[str]:
