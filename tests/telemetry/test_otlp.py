@@ -18,6 +18,7 @@ from gateway.telemetry import otlp as room
 from gateway.telemetry.metrics import METRICS, Kind
 from gateway.telemetry.otlp import OtlpExport
 from tests.collector import CLIENT, SERVER, Collector, Span, collector, spans_in
+from tests.journey import PATIENCE_S
 from tests.process import Files, process
 from tests.raw_http import connected
 from tests.running import RunningGateway, running_gateway
@@ -89,6 +90,14 @@ def exporter(gateway: RunningGateway) -> OtlpExport:
 
 def senders() -> int:
     return sum(thread.name.startswith("otlp") for thread in threading.enumerate())
+
+
+def have_senders_ended() -> bool:
+    """A thread says how its export went, and ends a moment later."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("otlp"):
+            thread.join(PATIENCE_S)
+    return not senders()
 
 
 # --- One aggregate, two exporters ------------------------------------------------------------------------------------
@@ -207,7 +216,7 @@ async def test_the_last_calls_are_told_when_the_gateway_stops(tmp_path: Path) ->
             assert found.bodies == []
         assert found.latest().total("model.requests") == 1
         assert found.latest().total("gateway.draining") == 1
-        assert senders() == 0
+        assert have_senders_ended()
 
 
 async def test_it_exports_by_itself_as_often_as_it_is_told(tmp_path: Path) -> None:
@@ -267,7 +276,7 @@ async def test_a_collector_that_is_not_there_is_told_once_and_holds_nothing(tmp_
             await exporter(gateway).export()
         gc.collect()
         assert sum(type(one) is MetricsData for one in gc.get_objects()) <= 1
-        assert senders() == 0
+        assert have_senders_ended()
     ((level, text),) = told(said)
     assert level == "WARNING"
     assert text.startswith("metrics are not exported over OTLP: ")
@@ -431,7 +440,7 @@ async def test_the_last_spans_are_told_when_the_gateway_stops(tmp_path: Path) ->
             assert await call(connection) == 200
             assert found.trace_bodies == []
         assert len(found.spans(SERVER)) == len(found.spans(CLIENT)) == 1
-        assert senders() == 0
+        assert have_senders_ended()
 
 
 async def test_a_process_that_is_told_to_stop_tells_first_what_its_journal_and_ledger_say(
