@@ -62,7 +62,7 @@ async def bridge(tmp_path: Path, policy: str = ROLLOUT) -> AsyncIterator[Bridge]
         yield here
 
 
-# Seven processes, one after the other, at the low priority that looks have: on a machine with much else to do they wait.
+# Seven processes, one after the other, at the low priority that looks have: where much else is to be done, they wait.
 @pytest.mark.timeout(300)
 async def test_on_good_evidence_it_climbs_stage_by_stage_to_the_end_and_each_step_is_audited(tmp_path: Path) -> None:
     async with bridge(tmp_path) as here:
