@@ -1,7 +1,8 @@
 """What a PromQL expression asks for, and what there is to be asked for. Reads names; evaluates nothing."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +74,8 @@ def recorded() -> dict[str, frozenset[str]]:
     return {name: frozenset(level.split("_")) for name, level in levels.items()}
 
 
-def cases() -> Iterator[tuple[str, dict[str, Any]]]:
+@cache
+def cases() -> Sequence[tuple[str, dict[str, Any]]]:
     """Every group of tests/*.yml, with its file."""
-    for path in sorted((FOLDER / "tests").glob("*.yml")):
-        for case in yaml.safe_load(path.read_text())["tests"]:
-            yield path.name, case
+    paths = sorted((FOLDER / "tests").glob("*.yml"))
+    return [(path.name, case) for path in paths for case in yaml.safe_load(path.read_text())["tests"]]
