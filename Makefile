@@ -11,6 +11,10 @@ JOBS   ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 IMAGE  ?= genesis-gateway
 
+# Where deploy/prometheus.sh puts what the machine does not have.
+DEBIAN := .venv/debian
+export PATH := $(PATH):$(CURDIR)/$(DEBIAN)/usr/bin
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -36,6 +40,10 @@ help: ## list the targets
 	$(PIP) install --require-hashes -r deploy/lock/dev.txt
 	@touch $@
 
+.venv/.prometheus: .venv/.python deploy/prometheus.sh
+	@deploy/prometheus.sh $(DEBIAN)
+	@touch $@
+
 # --- use --------------------------------------------------------------------
 
 .PHONY: run demo bench
@@ -51,7 +59,7 @@ bench: .venv/.dev ## measure CPU per request beside a naive proxy and nginx
 # --- prove ------------------------------------------------------------------
 
 .PHONY: check test cover failover caps rollout
-check: .venv/.dev ## lint, types, policies, Dockerfile, and Prometheus' rules where promtool is
+check: .venv/.dev .venv/.prometheus ## lint, types, policies, Dockerfile, and Prometheus' rules where promtool is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -59,7 +67,7 @@ check: .venv/.dev ## lint, types, policies, Dockerfile, and Prometheus' rules wh
 	$(BIN)/hadolint Dockerfile
 	@if command -v promtool >/dev/null; then \
 	  promtool check config prometheus/prometheus.yml && promtool test rules prometheus/tests/*.yml; \
-	else echo "promtool is not on PATH, so prometheus/ was not checked; Debian's package: prometheus"; fi
+	else echo "promtool is not on PATH, so prometheus/ was not checked"; fi
 
 test: check ## check, then every test (ARGS="-k budget" picks some)
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
@@ -74,7 +82,7 @@ caps: .venv/.dev ## 200 callers race for caps that hold ten, then an hour of rea
 rollout: .venv/.dev ## a week of users in minutes: good models climb, bad ones are taken back; the leader is killed
 	$(BIN)/python -m gateway.lab.rollout_week $(ARGS)
 
-cover: .venv/.dev ## the tests with a coverage report
+cover: .venv/.dev .venv/.prometheus ## the tests with a coverage report
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal --cov --cov-report term $(ARGS)
 
 # --- ship -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -158,3 +159,32 @@ def test_no_test_reaches_beyond_loopback() -> None:
 
 def test_no_test_sees_the_keys_of_whoever_runs_it() -> None:
     assert not [name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("MISTRAL", "OPENAI"))]
+
+
+# --- Prometheus' own programs ------------------------------------------------------------------------------------------
+
+ITS_PROGRAMS = ("prometheus", "promtool", "amtool", "alertmanager")
+
+
+def fetch_prometheus(folder: Path, *, having: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run the script where there is nothing but these programs, not even apt-get."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in having:
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    command = ["/bin/sh", str(ROOT / "deploy" / "prometheus.sh"), str(folder / "debian")]
+    return subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, check=False)
+
+
+def test_what_the_machine_has_is_not_fetched(tmp_path: Path) -> None:
+    done = fetch_prometheus(tmp_path, having=ITS_PROGRAMS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / "debian").exists()
+
+
+@pytest.mark.parametrize("missing", ITS_PROGRAMS)
+def test_what_cannot_be_fetched_is_said_and_stops_nothing(tmp_path: Path, missing: str) -> None:
+    done = fetch_prometheus(tmp_path, having=tuple(name for name in ITS_PROGRAMS if name != missing))
+    assert done.returncode == 0
+    assert "the tests that need them are skipped" in done.stderr
