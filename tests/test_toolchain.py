@@ -161,7 +161,7 @@ def test_no_test_sees_the_keys_of_whoever_runs_it() -> None:
     assert not [name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("MISTRAL", "OPENAI"))]
 
 
-# --- Prometheus' own programs ------------------------------------------------------------------------------------------
+# --- Prometheus' own programs -----------------------------------------------------------------------------------------
 
 ITS_PROGRAMS = ("prometheus", "promtool", "amtool", "alertmanager")
 
