@@ -6,7 +6,7 @@ judgement (decide/rollout.py:recommendation) does not say.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -25,10 +25,7 @@ from gateway.lab.ab_tables import (
     summary_table,
     windows_table,
 )
-from gateway.lab.markdown import PLOTS_MISSING, Plot, code, image, prose, put
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from gateway.lab.markdown import Plot, code, image, prose, put, why_no_plots
 
 _OURS = ("*-intervals.svg", "*-share.svg", "*-days.svg")
 _METHOD = (
@@ -55,9 +52,9 @@ def write_report(figures: Figures, out: Path) -> list[Path]:
 
     Without matplotlib it has no plots, and says so. Raises OSError.
     """
-    charts = _charts()
-    plots = [] if charts is None else [plot for found in figures.agents for plot in _plots(charts, found)]
-    text = markdown(figures, plots, out.with_suffix("").name, note="" if charts else PLOTS_MISSING)
+    missing = why_no_plots()
+    plots = [] if missing else [plot for found in figures.agents for plot in _plots(found)]
+    text = markdown(figures, plots, out.with_suffix("").name, note=missing)
     return put(out, text, plots, ours=_OURS)
 
 
@@ -169,7 +166,10 @@ def _agent_sections(found: AgentFigures, shown: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _plots(charts: "ModuleType", found: AgentFigures) -> list[Plot]:
+def _plots(found: AgentFigures) -> list[Plot]:
+    # Only here: matplotlib is an extra, and takes a second to import.
+    from gateway.lab import ab_charts as charts
+
     plots = []
     if charts.metrics_with_bands(found.track):
         drawing = charts.draw_intervals(found.track, found.changes, found.span)
@@ -182,16 +182,6 @@ def _plots(charts: "ModuleType", found: AgentFigures) -> list[Plot]:
         drawing = charts.draw_share(found.changes, found.span.until_ms)
         plots.append(Plot(f"{found.agent}-share.svg", f"{found.agent}: share of users over time", drawing))
     return plots
-
-
-def _charts() -> "ModuleType | None":
-    try:
-        from gateway.lab import ab_charts
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return ab_charts
 
 
 def _plain(value: Any) -> Any:

@@ -5,20 +5,16 @@ The invariant: the same ledger and the same `now` give the same bytes, and every
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gateway.decide.caps import Rule
 from gateway.domain.ledger import LedgerRow
 from gateway.domain.money import format_usd
 from gateway.domain.spans import Span, format_duration, format_time
 from gateway.lab.cost_figures import GROUPS, Figures, busiest, gather
-from gateway.lab.markdown import PLOTS_MISSING, Plot, code, image, put, table
+from gateway.lab.markdown import Plot, code, image, put, table, why_no_plots
 from gateway.store.ledger import AccountStatus, Ledger
 from gateway.store.statement import amount_of, fullest_of, used_percent
 from gateway.store.store import Total
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 _DOUBTS_LISTED = 20
 _DAYS_LISTED = 10
@@ -30,10 +26,10 @@ def write_report(ledger: Ledger, env: str, rules: Sequence[Rule], now_s: float, 
 
     Without matplotlib it has no plots, and says so. Raises `StoreError`, `OSError`.
     """
-    charts = _charts()
+    missing = why_no_plots()
     figures = gather(ledger, env, rules, now_s, span)
-    plots = [] if charts is None else _plots(charts, figures)
-    text = markdown(figures, plots, out.with_suffix("").name, note="" if charts else PLOTS_MISSING)
+    plots = [] if missing else _plots(figures)
+    text = markdown(figures, plots, out.with_suffix("").name, note=missing)
     return put(out, text, plots, ours=["cap-*.svg"])
 
 
@@ -176,7 +172,10 @@ def _doubts(rows: Sequence[LedgerRow]) -> str:
     return f"{total} usd in {len(rows)} rows{left}:\n\n{table(['id', 'at', 'agent', 'model', 'usd'], cells, names=4)}"
 
 
-def _plots(charts: "ModuleType", figures: Figures) -> list[Plot]:
+def _plots(figures: Figures) -> list[Plot]:
+    # Only here: matplotlib is an extra, and takes a second to import.
+    from gateway.lab import cost_charts as charts
+
     plots = []
     span, agents = figures.span, figures.series
     if agents.groups:
@@ -191,16 +190,6 @@ def _plots(charts: "ModuleType", figures: Figures) -> list[Plot]:
         shows = f"Spend under the cap {curve.label}"
         plots.append(Plot(f"cap-{number}.svg", shows, charts.draw_cap(curve, span)))
     return plots
-
-
-def _charts() -> "ModuleType | None":
-    try:
-        from gateway.lab import cost_charts
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return cost_charts
 
 
 def _account_name(status: AccountStatus) -> str:

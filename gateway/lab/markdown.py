@@ -5,10 +5,10 @@ looks at a file meanwhile sees the old one or the new one, whole.
 """
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-PLOTS_MISSING = "the plots need matplotlib, which is not installed: pip install 'genesis-gateway[reports]'"
 # An underscore within a word is no emphasis, and commands are full of them.
 _ESCAPES = {"<": "&lt;", "[": "\\[", "*": "\\*"}
 
@@ -40,6 +40,13 @@ def cell(text: str) -> str:
 def prose(text: str) -> str:
     """A sentence in which somebody's words may be: its `code` stays, and it is no HTML, link or emphasis."""
     return "".join(_ESCAPES.get(char, char) for char in cell(text))
+
+
+def why_no_plots() -> str:
+    """What the plots need and is not there; empty where there can be plots."""
+    has_matplotlib = find_spec("matplotlib") is not None
+    missing = "the plots need matplotlib, which is not installed: pip install 'genesis-gateway[reports]'"
+    return "" if has_matplotlib else missing
 
 
 def image(plot: Plot, folder: str) -> str:

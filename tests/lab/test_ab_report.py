@@ -129,9 +129,6 @@ def test_every_plot_that_is_shown_is_there(desk: Desk) -> None:
 def test_without_matplotlib_it_has_no_plots_and_says_so(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("ab_charts", "paper"):
-        monkeypatch.delitem(sys.modules, f"gateway.lab.{name}", raising=False)
-        monkeypatch.delattr(f"gateway.lab.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     out = tmp_path / "report.md"
     assert write_report(desk.figures, out) == [out]

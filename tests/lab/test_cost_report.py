@@ -178,9 +178,6 @@ def test_names_from_outside_are_no_markdown_and_no_html(desk: Desk) -> None:
 
 
 def test_without_matplotlib_it_has_no_plots_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gateway.lab.cost_charts", raising=False)
-    monkeypatch.delattr("gateway.lab.cost_charts", raising=False)
-    monkeypatch.delitem(sys.modules, "gateway.lab.paper", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = desk.write()
     assert "Without plots: the plots need matplotlib, which is not installed: pip install" in text
