@@ -25,11 +25,6 @@ def bucket_of_ms(ms: float) -> int:
     return max(0, bisect_right(GRID_MS, ms) - 1)
 
 
-def edges_of_bucket(bucket: int) -> tuple[float, float]:
-    """The latencies in ms that a cell holds: from the first, up to but without the second."""
-    return GRID_MS[bucket], GRID_MS[bucket] * GRID_RATIO
-
-
 class UserSums(NamedTuple):
     """All calls of one user in one stage and one arm.
 
