@@ -163,7 +163,7 @@ def test_no_test_sees_the_keys_of_whoever_runs_it() -> None:
 
 # --- Prometheus' own programs -----------------------------------------------------------------------------------------
 
-ITS_PROGRAMS = ("prometheus", "promtool", "amtool", "alertmanager")
+ITS_PROGRAMS = ("prometheus", "promtool", "amtool")
 
 
 def fetch_prometheus(folder: Path, *, having: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
