@@ -2,6 +2,7 @@
 
 import csv
 import re
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 
 from gateway.cli import cost_files
 from gateway.domain.ledger import Amounts
-from gateway.lab import cost_report
 from gateway.lab.ledger_csv import COLUMNS
 from gateway.lab.provider_usage import UsageDay
 from tests.ledgers import DAY_MS, LEGAL, NOON_MS, QA, USD, House, row
@@ -201,7 +201,7 @@ def test_a_report_that_cannot_be_written_says_why(house: House) -> None:
 
 
 def test_without_matplotlib_the_report_has_no_plots(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_report, "_charts", lambda: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     house.serve(row("a"))
     result = house.run("report")
     assert (result.exit_code, result.stdout) == (0, "reports/cost_dashboard.md, without plots: it says why\n")
