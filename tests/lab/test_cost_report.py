@@ -55,10 +55,17 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def drawing_desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
     yield made
     made.ledger.close()
+
+
+@pytest.fixture
+def desk(drawing_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """One that draws nothing, which is most of a report's work: whoever reads only figures need not wait for it."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    return drawing_desk
 
 
 def table(text: str, heading: str) -> list[dict[str, str]]:
@@ -131,26 +138,26 @@ def test_it_begins_with_plain_words(desk: Desk) -> None:
     assert lines[4].startswith("- The tightest cap is `")
 
 
-def test_the_same_ledger_and_moment_give_the_same_bytes(desk: Desk) -> None:
-    desk.write()
-    first = {path.name: path.read_bytes() for path in desk.written}
-    desk.write()
-    assert {path.name: path.read_bytes() for path in desk.written} == first
+def test_the_same_ledger_and_moment_give_the_same_bytes(drawing_desk: Desk) -> None:
+    drawing_desk.write()
+    first = {path.name: path.read_bytes() for path in drawing_desk.written}
+    drawing_desk.write()
+    assert {path.name: path.read_bytes() for path in drawing_desk.written} == first
     assert len(first) == 6
 
 
-def test_every_plot_that_is_shown_is_there_and_none_is_left_over(desk: Desk) -> None:
-    folder = desk.out.with_suffix("")
+def test_every_plot_that_is_shown_is_there_and_none_is_left_over(drawing_desk: Desk) -> None:
+    folder = drawing_desk.out.with_suffix("")
     folder.mkdir(parents=True)
     (folder / "cap-9.svg").write_text("of a cap that is gone")
     (folder / "notes.svg").write_text("somebody's own")
-    text = desk.write()
+    text = drawing_desk.write()
     shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert sorted(shown) == sorted(f"cost_dashboard/{path.name}" for path in desk.written[1:])
-    assert all((desk.out.parent / name).is_file() for name in shown)
+    assert sorted(shown) == sorted(f"cost_dashboard/{path.name}" for path in drawing_desk.written[1:])
+    assert all((drawing_desk.out.parent / name).is_file() for name in shown)
     assert not (folder / "cap-9.svg").exists()
     assert (folder / "notes.svg").exists()
-    assert not list(desk.out.parent.rglob("*.part"))
+    assert not list(drawing_desk.out.parent.rglob("*.part"))
 
 
 def test_a_time_without_spend_is_told_as_such(desk: Desk) -> None:
@@ -177,8 +184,7 @@ def test_names_from_outside_are_no_markdown_and_no_html(desk: Desk) -> None:
     assert "\n# heading" not in text
 
 
-def test_without_matplotlib_it_has_no_plots_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_without_matplotlib_it_has_no_plots_and_says_so(desk: Desk) -> None:
     text = desk.write()
     assert "Without plots: the plots need matplotlib, which is not installed: pip install" in text
     assert "![" not in text
