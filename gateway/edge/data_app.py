@@ -8,7 +8,7 @@ from gateway.domain.errors import Refused
 from gateway.edge.admit import leave_to_read_body
 from gateway.edge.chat import chat
 from gateway.edge.feedback import PATH as FEEDBACK_PATH
-from gateway.edge.feedback import feedback_to
+from gateway.edge.feedback import FeedbackDesk
 from gateway.edge.models import list_models, show_model
 from gateway.edge.replies import SERVER_NAME, error_reply
 from gateway.edge.runtime import RUNTIME, Runtime
@@ -21,7 +21,9 @@ def data_app(runtime: Runtime, store: Path) -> web.Application:
     app = web.Application(client_max_size=runtime.server.max_body_bytes)
     app[RUNTIME] = runtime
     app.router.add_post(CHAT_PATH, chat, expect_handler=leave_to_read_body)
-    app.router.add_post(FEEDBACK_PATH, feedback_to(store), expect_handler=leave_to_read_body)
+    desk = FeedbackDesk(store)
+    app.on_cleanup.append(desk.close)
+    app.router.add_post(FEEDBACK_PATH, desk.take, expect_handler=leave_to_read_body)
     app.router.add_get("/v1/models", list_models)
     # A model's name may hold slashes and colons.
     app.router.add_get("/v1/models/{id:.+}", show_model)

@@ -65,6 +65,11 @@ def forget_outcomes(database: sqlite3.Connection, env: str, *, before_ms: int, l
         database.executemany("DELETE FROM calls WHERE id = ?", ids)
 
 
+def add_cost(database: sqlite3.Connection, call_id: str, nusd: int) -> None:
+    """What an attempt of a call did cost after all, once nobody doubts it any more; of a call that is kept still."""
+    database.execute("UPDATE calls SET cost_nusd = cost_nusd + ? WHERE id = ?", (nusd, call_id))
+
+
 def load_outcome(database: sqlite3.Connection, call_id: str) -> Outcome | None:
     """One call, or None where it is not known."""
     text = f"SELECT {CALL_COLUMNS} FROM calls WHERE id = ?"  # noqa: S608
@@ -163,11 +168,18 @@ def newest_ms(database: sqlite3.Connection, scope: Scope) -> int | None:
 
 
 def put_feedback(database: sqlite3.Connection, feedback: Feedback) -> bool:
-    """Keep what a caller says of a call, in place of what the same caller said before. False: no such call."""
+    """Keep what a caller says of a call, in place of what the same caller said before. False: no such call.
+
+    What was said later, by `at_ms`, stays: feedback may wait for its call, and be overtaken meanwhile.
+    """
     if database.execute("SELECT 1 FROM calls WHERE id = ?", (feedback.call_id,)).fetchone() is None:
         return False
     database.execute(
-        "INSERT OR REPLACE INTO feedback (call_id, caller, at_ms, score, label) VALUES (?, ?, ?, ?, ?)", feedback
+        "INSERT INTO feedback (call_id, caller, at_ms, score, label) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (call_id, caller) DO UPDATE "
+        "SET at_ms = excluded.at_ms, score = excluded.score, label = excluded.label "
+        "WHERE excluded.at_ms >= feedback.at_ms",
+        feedback,
     )
     return True
 

@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import permutations
 from statistics import fmean
 
 import pytest
@@ -190,19 +191,30 @@ def test_a_user_that_was_moved_counts_in_both_arms(file: sqlite3.Connection) -> 
         assert users_at_stage(database, SCOPES[0], 1) == (1, 1)
 
 
-def test_what_a_caller_says_last_is_what_it_says_whenever_it_says_so(file: sqlite3.Connection) -> None:
+def test_what_a_caller_says_last_is_what_it_says_for_each_caller(file: sqlite3.Connection) -> None:
     with filled(file, [outcome("c1")]) as database:
         assert put_feedback(database, Feedback("c1", "web", AT_MS, 1.0, "nice"))
         assert put_feedback(database, Feedback("c1", "batch", AT_MS, 0.5, ""))
-        # Its clock went back; it came later all the same.
-        assert put_feedback(database, Feedback("c1", "web", AT_MS - 5, -1.0, "rude"))
+        # At the same time the one that comes later counts.
+        assert put_feedback(database, Feedback("c1", "web", AT_MS, -1.0, "rude"))
         assert load_feedback(database, "c1") == [
             Feedback("c1", "batch", AT_MS, 0.5, ""),
-            Feedback("c1", "web", AT_MS - 5, -1.0, "rude"),
+            Feedback("c1", "web", AT_MS, -1.0, "rude"),
         ]
         (row,) = user_sums(database, SCOPES[0])
         # One call, of which two spoke.
         assert (row.calls, row.scores, row.score_sum) == (1, 1, -0.25)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_in_whichever_order_feedback_is_brought_the_latest_counts(
+    file: sqlite3.Connection, order: tuple[int, ...]
+) -> None:
+    said = [Feedback("c1", "web", AT_MS + after_ms, score, str(after_ms)) for after_ms, score in enumerate((1, -1, 0))]
+    with filled(file, [outcome("c1")]) as database:
+        # Brought to no avail, it is no call that is not known.
+        assert all(put_feedback(database, said[number]) for number in order)
+        assert load_feedback(database, "c1") == [said[2]]
 
 
 def test_nothing_can_be_said_of_a_call_that_is_not_known(file: sqlite3.Connection) -> None:
