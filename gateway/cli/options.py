@@ -34,6 +34,15 @@ def configured(command: Command) -> Command:
     return command
 
 
+def share_or_exit(_: click.Context, argument: click.Parameter, percent: float | None) -> float | None:
+    """A percentage that click's own range lets pass, and that is none: nan, or finer than users can be divided."""
+    from gateway.decide.rollout_by_hand import wrong_percent
+
+    if percent is not None and (wrong := wrong_percent(percent)):
+        raise click.BadParameter(wrong, param=argument)
+    return percent
+
+
 def load_or_exit(config: Path, policies: Path, env: str | None, *, want_secrets: bool = True) -> Loaded:
     """The configuration, or its problems on the terminal and exit 1."""
     paths = Paths(config, policies)

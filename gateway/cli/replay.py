@@ -14,10 +14,12 @@ import msgspec
 
 from gateway.cli import ledger
 from gateway.cli.ledger import Chosen, for_configuration, is_terminal, note, say, span_or_exit
+from gateway.cli.options import share_or_exit
 from gateway.config import ConfigError, Loaded, Paths, chosen_environment, load
 from gateway.decide.plan import RAW_AGENT
 from gateway.domain.reading import nearest
 from gateway.domain.rollout_policy import bps_of
+from gateway.domain.words import counted
 from gateway.store.price_map import load_price_map
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--until", default="", help="Likewise; default: now.")
 @click.option("--with-config", type=_FILE, help="A config.toml to try with it; default: the one of --config.")
 @click.option("--was", type=_FILE, help="The policy under which the calls were made; default: that of --env.")
-@click.option("--share", type=click.FloatRange(0, 100), help="Percent of users for the fine-tuned model; else policy.")
+@click.option(
+    "--share", type=click.FloatRange(0, 100), callback=share_or_exit,
+    help="Percent of users for the fine-tuned model; else policy.",
+)  # fmt: skip
 @click.option("--agent", default="", help="Show only this one's calls; the others still count in the caps.")
 @click.option("--limit", default=10, show_default=True, type=click.IntRange(0, 10_000), help="So many single changes.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -83,9 +88,9 @@ def replay(
     if former.policy == other.policy and former.settings == other.settings:
         note("note: this is the policy of --was; what it has changed since the calls were made is not seen")
     if journal.elsewhere:
-        note(f"note: {_counted(journal.elsewhere, 'call')} of other environments left out")
+        note(f"note: {counted(journal.elsewhere, 'call')} of other environments left out")
     if journal.torn:
-        note(f"note: {_counted(journal.torn, 'torn line')} of the journal left out")
+        note(f"note: {counted(journal.torn, 'torn line')} of the journal left out")
 
 
 def _load(paths: Paths, env: str, policy: Path | None) -> Loaded:
@@ -94,10 +99,6 @@ def _load(paths: Paths, env: str, policy: Path | None) -> Loaded:
         return load(paths, env, litellm_map=load_price_map(), want_secrets=False, policy_file=policy)
     except ConfigError as error:
         _cannot(str(error))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _cannot(message: str) -> NoReturn:

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.cli import ledger
 from gateway.cli.ledger import Chosen, for_configuration, note, say, signed, tell_slack
-from gateway.cli.options import fail
+from gateway.cli.options import fail, share_or_exit
 from gateway.config import Loaded
 from gateway.decide.rollout_plan import RolloutPlan
 
@@ -89,7 +89,7 @@ def status(agents: tuple[str, ...], as_json: bool, chosen: Chosen) -> None:
 
 
 @rollout.command("set")
-@click.argument("percent", type=click.FloatRange(0, 100))
+@click.argument("percent", type=click.FloatRange(0, 100), callback=share_or_exit)
 @click.option("--force", is_flag=True, help="Also against the evidence; wants --why.")
 @with_reason
 @for_agents
@@ -169,7 +169,8 @@ def history(limit: int, agents: tuple[str, ...], as_json: bool, chosen: Chosen) 
     """Show who changed what, when, why, and on which evidence."""
     from gateway.store.rollout_status import change_line
 
-    with _desk(chosen, ()) as desk:
+    # What came of it is told when nothing is tested any more, too.
+    with _desk(chosen, (), wants_experiment=False) as desk:
         changes = desk.experiments.changes(desk.env)
     # One that left the configuration has a history still.
     for agent in set(agents) - {change.agent for change in changes}:
@@ -191,15 +192,16 @@ def _wish(action: "Action", percent: float = 0.0) -> "Wish":
 
 
 @contextmanager
-def _desk(chosen: Chosen, agents: tuple[str, ...]) -> Iterator[_Desk]:
+def _desk(chosen: Chosen, agents: tuple[str, ...], *, wants_experiment: bool = True) -> Iterator[_Desk]:
     from gateway.store.experiments import Experiments
     from gateway.store.store import StoreError
     from gateway.treasury import ledger_path
 
     loaded = chosen.load()
     rollouts = loaded.plan.rollouts
-    if not rollouts:
-        fail(f"the policy of {loaded.env!r} makes no experiment: ab_testing.enabled is false")
+    if wants_experiment and not rollouts:
+        key = "ab_testing.enabled" if not loaded.policy.ab_testing.enabled else "models.use_finetuned"
+        fail(f"the policy of {loaded.env!r} makes no experiment: {key} is false")
     for agent in agents:
         _check_agent(agent, rollouts)
     plans = {agent: plan for agent, plan in rollouts.items() if not agents or agent in agents}
@@ -224,22 +226,27 @@ def _order(
 ) -> None:  # fmt: skip
     """Order it of each; what one refuses keeps it from no other."""
     from gateway.decide.rollout_by_hand import MAX_WHY, Order, Refusal
+    from gateway.domain.rollout import PILOT
     from gateway.edge.pilot import tell as told_change
     from gateway.store.looks import look_at
-    from gateway.store.orders import carry_out, state_of
+    from gateway.store.orders import carry_out, rests_on_evidence, state_of
 
     if len(why) > MAX_WHY:
         raise click.BadParameter(f"is longer than {MAX_WHY} characters", param_hint="--why")
     if force and not why.strip():
         raise click.BadParameter("--force wants a reason, which the audit log keeps", param_hint="--why")
-    if not who.strip():
-        raise click.BadParameter("the audit log wants a name", param_hint="--who")
+    if not who.strip() or who.strip() == PILOT:
+        raise click.BadParameter(f"the audit log wants a name, and {PILOT} is the gateway's own", param_hint="--who")
     is_refused = False
     with _desk(chosen, agents) as desk:
-        order = Order(who, desk.now_ms, why, force)
         for agent, plan in desk.plans.items():
-            state = state_of(desk.experiments, desk.env, agent, plan, now_ms=desk.now_ms)
-            look = look_at(desk.experiments, desk.env, state, plan, now_ms=desk.now_ms)
+            # Of each at its own time: a comparison of many calls takes a while.
+            order = Order(who, int(ledger.clock() * 1000), why, force)
+            state = state_of(desk.experiments, desk.env, agent, plan, now_ms=order.now_ms, by=who)
+            look = None
+            # Whoever takes back does not wait for figures.
+            if rests_on_evidence(state, wish):
+                look = look_at(desk.experiments, desk.env, state, plan, now_ms=order.now_ms)
             done = carry_out(desk.experiments, desk.env, plan, wish, order, state=state, look=look)
             if isinstance(done, Refusal):
                 is_refused = True

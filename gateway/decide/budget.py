@@ -20,6 +20,9 @@ KEEP_S = 5.0
 IDLE_S = 60.0
 # So many accounts are looked at in one go for what they can give back: 0.5 ms.
 SWEEP = 500
+# Scopes whose values the configuration names, so that there are few of them. What is used of such an account is shown
+# to whoever watches the caps, also while nobody calls.
+BOUNDED_SCOPES = frozenset({"agent"})
 
 
 class Account:
@@ -42,7 +45,7 @@ class Account:
         self.granted = self.spent = self.held = 0
         self.posted = self.in_doubt = self.elsewhere = 0
         self.is_wanted = False
-        # When the store last told of it, and when a call last asked for it.
+        # When the store last told of it, and when a call last asked for it, or we did for its sake.
         self.seen_s = float("-inf")
         self.used_s = float("-inf")
         # What was taken of late, decaying from sweep to sweep.
@@ -58,6 +61,11 @@ class Account:
     def at_store(self) -> int:
         """What the store could still grant, as far as is known."""
         return max(0, self.rule.limit - self.posted - self.granted - self.elsewhere)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are few of its kind: that of everybody, or of one agent."""
+        return BOUNDED_SCOPES.issuperset(self.rule.scope)
 
     @property
     def used(self) -> int:
@@ -269,7 +277,8 @@ class Books:
         """What is to be given back to the store, account by account; taken out of what is granted at once.
 
         Looks at what others want, and at the next few of the rest; also forgets what is settled and idle, for a million
-        users must not cost memory.
+        users must not cost memory. A used account of one agent is kept until its window ends, and every IDLE_S nothing
+        is given back of it: the store answers with how it stands, and others may spend of it.
         """
         looked_at = list(self.accounts()) if is_leaving else [*self._wanted, *islice(self._round, SWEEP)]
         self._wanted.clear()
@@ -289,6 +298,9 @@ class Books:
             if spare > 0:
                 account.granted -= spare
                 found.append((account, spare))
+            elif is_idle and not is_over and account.used and account.is_bounded and self._is_present(account):
+                account.used_s = now_s
+                found.append((account, 0))
             elif is_over or is_idle:
                 self._forget(account)
         return found
@@ -299,8 +311,12 @@ class Books:
             return
         if self._past.get((account.name, account.start_s)) is account:
             del self._past[account.name, account.start_s]
-        elif account.rule.scope and self._accounts.get(account.name) is account:
+        elif account.rule.scope and self._is_present(account):
             del self._accounts[account.name]
+
+    def _is_present(self, account: Account) -> bool:
+        """Whether its rule is in force, and no later window of it has begun."""
+        return self._accounts.get(account.name) is account
 
     def told(self, spent: Sequence[tuple[Account, int]]) -> None:
         """The store has these amounts now: in its `posted`, no longer in our `spent`, and gone from our leases."""

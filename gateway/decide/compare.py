@@ -32,7 +32,7 @@ _LEVEL: Final = 0.95
 class Kind(NamedTuple):
     """What a metric is made of. `tau`: the difference that its test is sharpest for, fixed once and for all.
 
-    `is_relative`: whether `tau` is a part of the arms' values. `scale`: how far one call can be from the mean.
+    `is_relative`: whether `tau` is a part of the arms' values. `scale`: how far calls can be apart, and so the arms.
     """
 
     read: Read | None
@@ -47,7 +47,7 @@ KINDS: Final[dict[Metric, Kind]] = {
     "mean_latency": Kind(lambda row: (row.calls, row.latency_ms), False, 0.1, True),
     "p95_latency": Kind(None, False, 0.1, True),
     "cost_per_request": Kind(lambda row: (row.calls, row.cost_nusd), False, 0.1, True),
-    "satisfaction": Kind(lambda row: (row.scores, row.score_sum), True, 0.1, False, 1.0),
+    "satisfaction": Kind(lambda row: (row.scores, row.score_sum), True, 0.1, False, 2.0),
 }
 
 
@@ -183,6 +183,11 @@ def _finding(metric: Metric, seen: _Seen, guardrail: Guardrail | None, alpha: fl
         guard: GuardVerdict = "none" if guardrail is None else "too few"
         return Finding(metric, "too few", guard, alpha=alpha, guardrail=guardrail)
     control, treated = seen.values
+    has_ratio = _has_ratio(metric, control)
+    most = KINDS[metric].scale or inf
+    low, high = _ends(seen.difference, -most, most)
+    # No metric with a ratio is ever below zero.
+    relative_low, relative_high = _ends(seen.relative, -1.0, inf) if has_ratio else (None, None)
     return Finding(
         metric=metric,
         verdict=_verdict(seen.difference, KINDS[metric].is_higher_better),
@@ -190,11 +195,11 @@ def _finding(metric: Metric, seen: _Seen, guardrail: Guardrail | None, alpha: fl
         treated=treated,
         control=control,
         difference=treated - control,
-        low=_finite(seen.difference and seen.difference.low),
-        high=_finite(seen.difference and seen.difference.high),
-        relative=treated / control - 1 if _has_ratio(metric, control) else None,
-        relative_low=_finite(seen.relative and seen.relative.low) if _has_ratio(metric, control) else None,
-        relative_high=_finite(seen.relative and seen.relative.high) if _has_ratio(metric, control) else None,
+        low=low,
+        high=high,
+        relative=treated / control - 1 if has_ratio else None,
+        relative_low=relative_low,
+        relative_high=relative_high,
         users_treated=seen.users[1],
         users_control=seen.users[0],
         calls_treated=seen.calls[1],
@@ -208,8 +213,12 @@ def _has_ratio(metric: Metric, control: float) -> bool:
     return control > 0 and metric != "satisfaction"
 
 
-def _finite(end: float | None) -> float | None:
-    return end if end is not None and isfinite(end) else None
+def _ends(band: Band | None, least: float, most: float) -> tuple[float | None, float | None]:
+    """An interval as it is shown: without what cannot be, and None where it has no end or there is none."""
+    if band is None:
+        return None, None
+    low, high = max(band.low, least), min(band.high, most)
+    return low if isfinite(low) else None, high if isfinite(high) else None
 
 
 def _verdict(band: Band | None, is_higher_better: bool) -> Verdict:

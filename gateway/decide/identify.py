@@ -114,11 +114,12 @@ def _agent(
         if not is_name(named):
             raise Refused("invalid_header", f"x-gateway-agent may hold {NAME}", param="x-gateway-agent")
         return _known(plan, named, named, "header", "named in x-gateway-agent")
-    if named or model in _AUTO:
+    is_auto = bool(named) or model in _AUTO
+    if is_auto and len(caller.agents) != 1:
         route = plan.routes.decide(prompt_of(headers, body, now_s))
         return plan.agents[route.agent], "rule", route.rule, route.why
     agent = plan.agents.get(model.removeprefix("agent/"))
-    if agent is not None:
+    if agent is not None and not is_auto:
         return agent, "model", "", "named as the model"
     if len(caller.agents) == 1:
         return plan.agents[caller.agents[0]], "key", "", "the key's own agent"

@@ -1,7 +1,9 @@
 """Whether users arrive in the arms in the shares they were assigned in: a sequential test for sample-ratio mismatch.
 
 Counts users, never calls, whose number the treatment may change. Its one invariant: as long as assignment and
-recording are sound, the e-value ever reaches x with probability 1/x at most, however often it is looked at.
+recording are sound, the e-value ever reaches x with probability 1/x at most, however often it is looked at. Sound
+means that a user's arrival is seen whichever the arm: so those are counted whose calls began so long ago that they
+must have ended, or the slower arm's would be missing.
 Lindon and Malek 2022, "Anytime-valid inference for multinomial count data": a Beta mixture against the known share.
 """
 

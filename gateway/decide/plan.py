@@ -20,7 +20,6 @@ from gateway.domain.call import Variant
 from gateway.domain.errors import Refused
 from gateway.domain.money import Price
 from gateway.domain.policy import (
-    BPS_PER_PERCENT,
     Budget,
     Cap,
     Health,
@@ -165,14 +164,17 @@ def compile_plan(
     """One plan from checked parts. Anything wrong with them has been reported before this."""
     targets = Targets(settings, policy, PriceBook(policy.prices, settings.prices, litellm_map))
     caps = [*policy.caps, *shadow_caps(policy.shadow)]
+    agents = {name: _agent_plan(name, agent, policy, targets) for name, agent in settings.agents.items()}
+    # Without the fine-tuned models there is nothing to compare. No error: it is how all of them are taken out at once.
+    is_experiment = policy.ab_testing.enabled and policy.models.use_finetuned
     return Plan(
         env=env,
-        agents={name: _agent_plan(name, agent, policy, targets) for name, agent in settings.agents.items()},
+        agents=agents,
         routes=compile_routes(routing),
         default_agent=routing.default_agent,
         targets=targets,
         use_finetuned=policy.models.use_finetuned,
-        is_experiment=policy.ab_testing.enabled,
+        is_experiment=is_experiment,
         fallback_enabled=policy.models.fallback_enabled,
         unknown_agent=policy.models.unknown_agent,
         allow_raw_models=policy.models.allow_raw_models,
@@ -182,8 +184,8 @@ def compile_plan(
         budget=policy.budget,
         health=policy.health,
         traces=policy.traces,
-        rollouts={name: rollout_plan(policy, name) for name in settings.agents} if policy.ab_testing.enabled else {},
-        shadow=policy.shadow,
+        rollouts={name: _rollout_plan(policy, agents[name]) for name in agents} if is_experiment else {},
+        shadow=policy.shadow if policy.models.use_finetuned else Shadow(),
         keys=tuple(policy.keys),
         user_salt=settings.server.user_salt,
         on_cut=policy.stream.on_cut,
@@ -222,13 +224,16 @@ def _agent_plan(name: str, agent: Agent, policy: Policy, targets: Targets) -> Ag
         description=agent.description,
         salt=agent.salt or name,
         on_cut=policy.stream.agents.get(name, policy.stream.on_cut),
-        share_bps=round(policy.ab_testing.rollout_percentage * BPS_PER_PERCENT)
-        if policy.ab_testing.enabled
-        else 10_000,
+        share_bps=rollout_plan(policy, name).start_bps if policy.ab_testing.enabled else 10_000,
         finetuned=_chain(finetuned, baseline, *further) if policy.models.fallback_enabled else (finetuned,),
         baseline=_chain(baseline, *further),
         defaults=defaults,
     )
+
+
+def _rollout_plan(policy: Policy, agent: AgentPlan) -> RolloutPlan:
+    longest_s = max(target.timeouts.total_s for target in (*agent.finetuned, *agent.baseline))
+    return rollout_plan(policy, agent.name)._replace(longest_ms=round(longest_s * 1_000))
 
 
 def _chain(*targets: Target) -> tuple[Target, ...]:

@@ -57,8 +57,8 @@ class _Cell(NamedTuple):
 def contrast(strata: Strata, read: Read, *, scale: float | None = None) -> Contrast | None:
     """Compare the arms. None where no stage has two users in both.
 
-    `scale` is how far one call can be from the mean; by default as far as the mean is from zero. It is needed only
-    where all calls are equal, when data do not tell.
+    `scale` is how far two calls can be apart; by default as far as the mean is from zero. It is needed only where all
+    calls are equal, when data do not tell.
     """
     cells = {stage: (_cell(arms[0], read), _cell(arms[1], read)) for stage, arms in strata.items()}
     cells = {stage: pair for stage, pair in cells.items() if min(len(pair[0].users), len(pair[1].users)) >= 2}

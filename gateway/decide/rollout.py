@@ -2,14 +2,14 @@
 
 Pure: it is told the time and the evidence, and answers with the next state. What people order is in
 decide/rollout_by_hand.py. The invariants: without evidence nothing rises; what is paused, rolled back or not begun
-moves by a person's hand alone; and each change says why.
+moves by a person's hand alone; a mismatch that was found once stays found; and each change says why.
 """
 
 from typing import NamedTuple
 
 from gateway.decide.rollout_evidence import Judgement, Look, Opinion, asides, judge, summary
 from gateway.decide.rollout_plan import RolloutPlan
-from gateway.decide.rollout_words import percent, standing
+from gateway.decide.rollout_words import above_ceiling, mismatched, percent, standing
 from gateway.domain.rollout import PILOT, Change, Event, Phase, RolloutState, after
 
 # What is not in the table does not happen. docs/rollouts.md draws it from here.
@@ -17,6 +17,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.BASELINE, Event.RAISED): Phase.RAMPING,
     (Phase.BASELINE, Event.OVERRULED): Phase.PAUSED,
     (Phase.BASELINE, Event.REARMED): Phase.BASELINE,
+    (Phase.BASELINE, Event.MISMATCHED): Phase.BASELINE,
     (Phase.RAMPING, Event.RAISED): Phase.RAMPING,
     (Phase.RAMPING, Event.OVERRULED): Phase.PAUSED,
     (Phase.RAMPING, Event.LOWERED): Phase.PAUSED,
@@ -25,6 +26,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.RAMPING, Event.PAUSED): Phase.PAUSED,
     (Phase.RAMPING, Event.COMPLETED): Phase.COMPLETED,
     (Phase.RAMPING, Event.ROLLED_BACK): Phase.ROLLED_BACK,
+    (Phase.RAMPING, Event.MISMATCHED): Phase.RAMPING,
     (Phase.HOLD, Event.RAISED): Phase.RAMPING,
     (Phase.HOLD, Event.OVERRULED): Phase.PAUSED,
     (Phase.HOLD, Event.LOWERED): Phase.PAUSED,
@@ -33,6 +35,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.HOLD, Event.PAUSED): Phase.PAUSED,
     (Phase.HOLD, Event.COMPLETED): Phase.COMPLETED,
     (Phase.HOLD, Event.ROLLED_BACK): Phase.ROLLED_BACK,
+    (Phase.HOLD, Event.MISMATCHED): Phase.HOLD,
     (Phase.PAUSED, Event.RAISED): Phase.PAUSED,
     (Phase.PAUSED, Event.OVERRULED): Phase.PAUSED,
     (Phase.PAUSED, Event.LOWERED): Phase.PAUSED,
@@ -41,6 +44,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.PAUSED, Event.COMPLETED): Phase.COMPLETED,
     (Phase.PAUSED, Event.ROLLED_BACK): Phase.ROLLED_BACK,
     (Phase.PAUSED, Event.REARMED): Phase.BASELINE,
+    (Phase.PAUSED, Event.MISMATCHED): Phase.PAUSED,
     (Phase.COMPLETED, Event.RAISED): Phase.RAMPING,
     (Phase.COMPLETED, Event.OVERRULED): Phase.PAUSED,
     (Phase.COMPLETED, Event.LOWERED): Phase.PAUSED,
@@ -48,6 +52,7 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.COMPLETED, Event.PAUSED): Phase.PAUSED,
     (Phase.COMPLETED, Event.ROLLED_BACK): Phase.ROLLED_BACK,
     (Phase.COMPLETED, Event.REARMED): Phase.BASELINE,
+    (Phase.COMPLETED, Event.MISMATCHED): Phase.COMPLETED,
     (Phase.ROLLED_BACK, Event.REARMED): Phase.BASELINE,
 }
 _IN_A_PERSONS_HANDS = {
@@ -116,13 +121,18 @@ def advance(state: RolloutState, look: Look | None, *, now_ms: int, plan: Rollou
     """The next step that a rollout takes by itself, one at most; `look` is None where nothing is known."""
     judged = judge(state, look, now_ms=now_ms, plan=plan)
     figures = summary(look)
+    known = _that_counts(state, look, now_ms=now_ms, plan=plan)
+    is_found = known is not None and known.evidence.mismatch.is_found
+    above = above_ceiling(state.share_bps, plan.ceiling_bps)
+
+    def goes(event: Event, share_bps: int, reasons: tuple[str, ...] = judged.reasons) -> Decision:
+        return change_by(state, event, share_bps, Cause(now_ms, PILOT, reasons, figures, has_mismatch=is_found))
 
     def stays(*first: str) -> Decision:
+        # With more users a mismatch may look like none again, so the first one is noted, whoever has it in hand.
+        if known is not None and is_found and not state.has_mismatch and (state.phase, Event.MISMATCHED) in TRANSITIONS:
+            return goes(Event.MISMATCHED, state.share_bps, (mismatched(known.evidence.mismatch),))
         return Decision(state, None, (*first, *judged.reasons), figures)
-
-    def goes(event: Event, share_bps: int) -> Decision:
-        is_found = look is not None and look.evidence.mismatch.is_found
-        return change_by(state, event, share_bps, Cause(now_ms, PILOT, judged.reasons, figures, has_mismatch=is_found))
 
     # 1. Whoever took it in hand keeps it, whatever the evidence says: that is told, and they decide.
     if state.phase in _IN_A_PERSONS_HANDS:
@@ -131,17 +141,21 @@ def advance(state: RolloutState, look: Look | None, *, now_ms: int, plan: Rollou
     if judged.opinion is Opinion.ROLL_BACK and plan.rollback_on != "nothing":
         return goes(Event.ROLLED_BACK, 0)
     if not plan.is_automatic:
-        return stays("rollout.mode is manual: `gateway rollout advance` takes the next step")
+        return stays(*above or ("rollout.mode is manual: `gateway rollout advance` takes the next step",))
     if state.phase is Phase.COMPLETED:
-        return stays("the rollout is complete, and still watched")
+        return stays("the rollout is complete, and still watched", *above)
     # 3. A hold ends when fresh evidence no longer objects; missing evidence ends nothing.
     if judged.opinion.is_objection:
-        return stays() if state.phase is Phase.HOLD else goes(Event.HELD, state.share_bps)
-    if state.phase is Phase.HOLD and judged.opinion is not Opinion.NO_DATA:
+        return stays(*above) if state.phase is Phase.HOLD else goes(Event.HELD, state.share_bps)
+    if state.phase is Phase.HOLD:
+        if known is None:
+            return stays("a hold ends with fresh evidence alone", *above)
         return goes(Event.CLEARED, state.share_bps)
-    if judged.opinion is not Opinion.PROCEED:
-        return stays()
-    # 4. Every condition is met.
+    # 4. A reload moves no share, not even one that the holdback no longer leaves room for: its users are a person's to
+    # take back. Until then there is no next step.
+    if above or judged.opinion is not Opinion.PROCEED:
+        return stays(*above)
+    # 5. Every condition is met.
     share = plan.next_bps(state.share_bps)
     return goes(Event.COMPLETED, state.share_bps) if share is None else goes(Event.RAISED, share)
 
@@ -149,9 +163,19 @@ def advance(state: RolloutState, look: Look | None, *, now_ms: int, plan: Rollou
 def recommendation(state: RolloutState, look: Look | None, *, now_ms: int, plan: RolloutPlan) -> Recommendation:
     """What should be done with a rollout by its evidence, whoever has it in hand; for reports."""
     judged = judge(state, look, now_ms=now_ms, plan=plan)
+    above = above_ceiling(state.share_bps, plan.ceiling_bps)
     if state.phase is Phase.ROLLED_BACK:
         judged = Judgement(Opinion.HOLD, (_IN_A_PERSONS_HANDS[state.phase], standing(state)))
+    elif above and judged.opinion is not Opinion.ROLL_BACK:
+        judged = Judgement(Opinion.HOLD, (*above, *judged.reasons))
     return Recommendation(judged.opinion.recommendation, (*judged.reasons, *asides(look, plan)))
+
+
+def _that_counts(state: RolloutState, look: Look | None, *, now_ms: int, plan: RolloutPlan) -> Look | None:
+    """This look where `judge` goes by it: one of this experiment, and not stale."""
+    if look is None or look.experiment != state.experiment or now_ms - look.at_ms > plan.stale_ms:
+        return None
+    return look
 
 
 def change_by(state: RolloutState, event: Event, share_bps: int, cause: Cause) -> Decision:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gateway.decide.rollout import TRANSITIONS, Cause, Decision, change_by
 from gateway.decide.rollout_evidence import Look, asides, judge, summary
 from gateway.decide.rollout_plan import RolloutPlan
-from gateway.decide.rollout_words import percent, standing
+from gateway.decide.rollout_words import above_ceiling, percent, standing
 from gateway.domain.rollout import Event, Phase, RolloutState
 from gateway.domain.rollout_policy import bps_of
 
@@ -34,14 +34,22 @@ class Refusal(NamedTuple):
     can_force: bool = False
 
 
+def wrong_percent(to_percent: float) -> str:
+    """Why this can be no share, however a rollout stands; "" where it can."""
+    if not 0 <= to_percent <= 100:  # So that nan is none, either.
+        return f"{to_percent:g} is no percentage: a share is 0 to 100"
+    is_lost = to_percent > 0 and not bps_of(to_percent)
+    if is_lost or abs(bps_of(to_percent) * _FINEST_PERCENT - to_percent) > 1e-9:
+        return f"{to_percent:g} is too fine: shares go in steps of {_FINEST_PERCENT:g} %"
+    return ""
+
+
 def set_share(
     state: RolloutState, to_percent: float, order: Order, *, look: Look | None, plan: RolloutPlan
 ) -> Decision | Refusal:
     """A share by its percentage, of the plan or not. The holdback stays: 100 means all but it."""
-    if not 0 <= to_percent <= 100:  # So that nan is none, either.
-        return Refusal((f"{to_percent:g} is no percentage: a share is 0 to 100",))
-    if abs(bps_of(to_percent) * _FINEST_PERCENT - to_percent) > 1e-9:
-        return Refusal((f"{to_percent:g} is too fine: shares go in steps of {_FINEST_PERCENT:g} %",))
+    if wrong := wrong_percent(to_percent):
+        return Refusal((wrong,))
     wanted = min(bps_of(to_percent), plan.ceiling_bps)
     notes = _held_back(bps_of(to_percent), plan)
     if wanted == state.share_bps:
@@ -56,6 +64,8 @@ def set_share(
 
 def next_stage(state: RolloutState, order: Order, *, look: Look | None, plan: RolloutPlan) -> Decision | Refusal:
     """One stage up; at the last stage the rollout is completed."""
+    if above := above_ceiling(state.share_bps, plan.ceiling_bps):
+        return Refusal(above)
     share = plan.next_bps(state.share_bps)
     if share is not None:
         return _raise(state, share, order, look=look, plan=plan)

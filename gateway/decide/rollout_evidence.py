@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gateway.decide.rollout_plan import RolloutPlan
 from gateway.decide.rollout_words import MORE_IS_BETTER, compared, guarded, how_long, mismatched, percent
 from gateway.domain.experiment import Evidence, Finding, Guardrail
-from gateway.domain.rollout import RolloutState
+from gateway.domain.rollout import Phase, RolloutState
 from gateway.domain.rollout_policy import ALL_BPS
 from gateway.domain.spans import format_time
 
@@ -64,9 +64,7 @@ def judge(state: RolloutState, look: Look | None, *, now_ms: int, plan: RolloutP
     """What this look says of this rollout, at `now_ms`."""
     missing = _why_no_data(state, look, now_ms=now_ms, plan=plan)
     if look is None or missing:
-        if state.share_bps == ALL_BPS:
-            return _with_nobody_left(state, now_ms=now_ms, plan=plan)
-        return Judgement(Opinion.NO_DATA, (missing,))
+        return _with_one_arm(state, now_ms=now_ms, plan=plan) or Judgement(Opinion.NO_DATA, (missing,))
     guards = [(_finding(look.evidence, guardrail), guardrail) for guardrail in plan.terms.guardrails]
     breached = [guarded(found, by) for found, by in guards if found and found.guard == "breached"]
     worse = [(found, by) for found, by in guards if found and found.verdict == "worse" and _is_open(found)]
@@ -78,8 +76,8 @@ def judge(state: RolloutState, look: Look | None, *, now_ms: int, plan: RolloutP
     # would else be held at the beginning of every rollout.
     if mismatch or any(_is_past(found, by) for found, by in worse):
         return Judgement(Opinion.HOLD, (*mismatch, *told))
-    if state.share_bps == ALL_BPS:
-        return _with_nobody_left(state, now_ms=now_ms, plan=plan)
+    if (alone := _with_one_arm(state, now_ms=now_ms, plan=plan)) is not None:
+        return alone
     waits = [*_why_wait(state, look, now_ms=now_ms, plan=plan), *_why_unsure(guards)]
     if waits:
         return Judgement(Opinion.WAIT, tuple(waits))
@@ -130,8 +128,16 @@ def _why_no_data(state: RolloutState, look: Look | None, *, now_ms: int, plan: R
     return ""
 
 
-def _with_nobody_left(state: RolloutState, *, now_ms: int, plan: RolloutPlan) -> Judgement:
-    """At 100 % without a holdback there is no control to compare with, so only time can tell."""
+def _with_one_arm(state: RolloutState, *, now_ms: int, plan: RolloutPlan) -> Judgement | None:
+    """Where one arm is empty, so that no evidence will come; None where both have users."""
+    # 1. Nobody has the fine-tuned model, and only a person changes that, whatever one waits for.
+    if state.phase is Phase.BASELINE:
+        first = percent(plan.stages[0].share_bps)
+        said = f"at {percent(state.share_bps)} nobody has the fine-tuned model, so no evidence will come"
+        return Judgement(Opinion.WAIT, (f"{said}; `gateway rollout advance` begins at {first}",))
+    # 2. Everybody has it, without a holdback: there is no control to compare with, so only time can tell.
+    if state.share_bps < ALL_BPS:
+        return None
     baking = _why_baking(state, now_ms=now_ms, plan=plan)
     said = "no control is left to compare with; rollout.holdback_percent would keep one"
     return Judgement(Opinion.WAIT if baking else Opinion.PROCEED, (*baking, said))

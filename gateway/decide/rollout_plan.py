@@ -22,7 +22,10 @@ class Stage(NamedTuple):
 
 
 class RolloutPlan(NamedTuple):
-    """What governs one agent's rollout. `stages` rise; `terms` are those of the comparison that its evidence is."""
+    """What governs one agent's rollout. `stages` rise; `terms` are those of the comparison that its evidence is.
+
+    `longest_ms`: whatever began so long ago has ended, so that it is known of either arm.
+    """
 
     is_automatic: bool
     start_bps: int
@@ -31,6 +34,7 @@ class RolloutPlan(NamedTuple):
     terms: Terms
     rollback_on: RollbackOn
     check_every_s: float
+    longest_ms: int = 0
 
     def stage_at(self, share_bps: int) -> Stage:
         """The stage that this share is in: the last one it has reached; the first where it has reached none."""

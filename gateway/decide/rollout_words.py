@@ -94,6 +94,16 @@ def standing(state: RolloutState) -> str:
     return f"since {format_time(state.changed_ms)}, by {state.by}: {state.why}"
 
 
+def above_ceiling(share_bps: int, ceiling_bps: int) -> tuple[str, ...]:
+    """That a share is more than the holdback leaves, and how to lower it; nothing where it is not."""
+    if share_bps <= ceiling_bps:
+        return ()
+    most = percent(ceiling_bps)
+    lower = f"`gateway rollout set {ceiling_bps * 100 / ALL_BPS:g}`"
+    said = f"{percent(share_bps)} is above the {most} that rollout.holdback_percent leaves"
+    return (f"{said}: nothing is raised or completed until {lower} takes the last users added back",)
+
+
 def _number(metric: Metric, number: float, *, is_relative: bool, sign: str = "") -> str:
     """A difference in its unit of `_unit`, with a plus where `sign` is one."""
     if is_relative or metric == "success_rate":

@@ -48,6 +48,7 @@ class UserSums(NamedTuple):
 class Arrivals(NamedTuple):
     """Users at their first call in a stage, among those of whom the share that must be treated is known.
 
+    Of calls that began so long ago that they must have ended, or those of the slower arm would be missing.
     `share` (0 to 1, both excluded) is that of `decide/mismatch.py:chance_of`, given what earlier stages told of the
     user. Users of whom they told everything are in no row. `stratum` is for people to read.
     """

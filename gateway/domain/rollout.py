@@ -39,6 +39,7 @@ class Event(StrEnum):
     COMPLETED = "completed"
     ROLLED_BACK = "rolled_back"
     REARMED = "rearmed"
+    MISMATCHED = "mismatched"  # The arms were found not to have their users. A note: it moves nothing.
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +72,9 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
 
     `version` rises by one with each change, so a store can tell who came late. `stage` counts the times with one share
     each: it names the stratum that calls belong to. `experiment` counts from 1, and began with `first_stage`: what
-    earlier stages saw is not evidence of this one. `previous_bps` is the share before the present one. `has_mismatch`:
-    the arms of this experiment were once found not to have the users they should; that stays until a new one begins.
+    earlier stages saw is not evidence of this one. `previous_bps` is the share before the present one. `changed_ms`,
+    `by` and `why` tell who brought it where it stands. `has_mismatch`: the arms of this experiment were once found not
+    to have the users they should; that stays until a new one begins.
     """
 
     agent: str
@@ -106,6 +108,7 @@ def after(state: RolloutState | None, change: Change) -> RolloutState:
     is_new_experiment = state is None or experiment != state.experiment
     is_new_stage = is_new_experiment or change.share_bps != change.from_bps
     stage = (state.stage if state else 0) + is_new_stage
+    changed_ms, by, why = _brought(state, change)
     return RolloutState(
         agent=change.agent,
         version=change.version,
@@ -117,9 +120,9 @@ def after(state: RolloutState | None, change: Change) -> RolloutState:
         experiment=experiment,
         experiment_since_ms=change.at_ms if state is None or is_new_experiment else state.experiment_since_ms,
         first_stage=stage if state is None or is_new_experiment else state.first_stage,
-        changed_ms=change.at_ms,
-        by=change.by,
-        why=change.why or change.reasons[0],
+        changed_ms=changed_ms,
+        by=by,
+        why=why,
         has_mismatch=change.has_mismatch or (state is not None and not is_new_experiment and state.has_mismatch),
     )
 
@@ -136,6 +139,13 @@ def replay(changes: Iterable[Change]) -> RolloutState:
 
 def _place(state: RolloutState) -> tuple[str, int, Phase, int, int]:
     return state.agent, state.version, state.phase, state.share_bps, state.experiment
+
+
+def _brought(state: RolloutState | None, change: Change) -> tuple[int, str, str]:
+    """When it came where it stands, by whom and why. A note is no step: who paused it stays the one who did."""
+    if state is not None and change.event is Event.MISMATCHED:
+        return state.changed_ms, state.by, state.why
+    return change.at_ms, change.by, change.why or change.reasons[0]
 
 
 def _kept(state: RolloutState | None, change: Change) -> int:

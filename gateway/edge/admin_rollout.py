@@ -1,7 +1,8 @@
 """The rollouts over HTTP, on the admin listener: where they stand, and orders; `gateway rollout` for programs.
 
-SQLite blocks, so it is asked in a thread; a comparison computes, so it has a process of its own, one at a time. The
-invariant: nothing is changed for a web page.
+SQLite blocks, so it is asked in a thread; a comparison computes, so it has a process of its own, one at a time, shared
+by all who ask for the same. Evidence is judged as of when it was looked: what took long is not stale. The invariant:
+nothing is changed for a web page.
 """
 
 import asyncio
@@ -16,16 +17,16 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from gateway.decide.rollout_by_hand import MAX_WHY, Order, Refusal
+from gateway.decide.rollout_by_hand import MAX_WHY, Order, Refusal, wrong_percent
 from gateway.decide.rollout_evidence import Look
 from gateway.decide.rollout_plan import RolloutPlan
 from gateway.domain.errors import GatewayError, Refused
 from gateway.domain.reading import nearest
-from gateway.domain.rollout import RolloutState
+from gateway.domain.rollout import PILOT, RolloutState
 from gateway.edge.admit import leave_to_read_body, read_body
-from gateway.edge.asked import decoded, refuse_web_pages
+from gateway.edge.asked import decoded, refuse_web_pages, unavailable
 from gateway.edge.guard import Handler, guarded
-from gateway.edge.looking import look_beside
+from gateway.edge.looking import SharedLooks
 from gateway.edge.pilot import tell
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import Runtime
@@ -37,8 +38,10 @@ from gateway.store.store import StoreError
 T = TypeVar("T")
 _MAX_WHO = 200
 _MOST_CHANGES = 10_000
+# A million users take a minute or two; whoever waits is told after this that no look can be had.
+_PATIENCE_S = 300.0
 # What is taken back waits so long for the figures that the audit log would like to have with it.
-_PATIENCE_S = 5.0
+_FIGURES_S = 5.0
 
 
 class Ordered(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,7 +59,7 @@ class RolloutPaths:
     def __init__(self, runtime: Runtime, store: Path) -> None:
         self._runtime = runtime
         self._store = store
-        self._looking = asyncio.Semaphore(1)
+        self._looking = SharedLooks(store, patience_s=_PATIENCE_S)
 
     def add_to(self, app: web.Application) -> None:
         """Register them, behind the guard of all of /admin."""
@@ -75,10 +78,10 @@ class RolloutPaths:
         chosen = {wanted: self._plan_of(wanted)} if wanted else plan.rollouts
         states = await self._at(lambda experiments: experiments.states(plan.env))
         begun = [(states[agent], rollout) for agent, rollout in chosen.items() if agent in states]
-        now_ms = _now_ms()
-        looks = await self._looks(begun, now_ms)
+        looks = await self._looks(begun)
         found = [
-            status_of(state, look, rollout, now_ms=now_ms) for (state, rollout), look in zip(begun, looks, strict=True)
+            status_of(state, look, rollout, now_ms=look.at_ms)
+            for (state, rollout), look in zip(begun, looks, strict=True)
         ]
         return {"env": plan.env, "rollouts": found}
 
@@ -108,8 +111,15 @@ class RolloutPaths:
         _check(wanted, action)
         wish = Wish(action, wanted.percent or 0.0)
         env, order = self._runtime.plan.env, Order(wanted.who, _now_ms(), wanted.why, wanted.force)
-        state = await self._at(partial(state_of, env=env, agent=agent, plan=rollout, now_ms=order.now_ms))
-        look = await self._look_for(wish, state, rollout, order.now_ms)
+        state = await self._at(
+            partial(state_of, env=env, agent=agent, plan=rollout, now_ms=order.now_ms, by=order.by)
+        )  # fmt: skip
+        look: Look | None
+        if rests_on_evidence(state, wish):
+            (look,) = await self._looks([(state, rollout)])
+            order = order._replace(now_ms=look.at_ms)
+        else:
+            look = await self._figures_at_hand(state, rollout)
         done = await self._at(
             lambda experiments: carry_out(experiments, env, rollout, wish, order, state=state, look=look)
         )
@@ -120,25 +130,21 @@ class RolloutPaths:
         tell(self._runtime.alerts, done.change)
         return {"env": env, "change": change_line(done.change)}
 
-    async def _look_for(self, wish: Wish, state: RolloutState, rollout: RolloutPlan, now_ms: int) -> Look | None:
-        if rests_on_evidence(state, wish):
-            (look,) = await self._looks([(state, rollout)], now_ms)
-            return look
-        # Whoever takes back does not wait for figures, and is not kept from it by whatever is wrong with them.
+    async def _figures_at_hand(self, state: RolloutState, rollout: RolloutPlan) -> Look | None:
+        """Whoever takes back does not wait for figures, and is not kept from it by whatever is wrong with them."""
         with suppress(TimeoutError, Refused):
-            async with asyncio.timeout(_PATIENCE_S):
-                (look,) = await self._looks([(state, rollout)], now_ms)
+            async with asyncio.timeout(_FIGURES_S):
+                (look,) = await self._looks([(state, rollout)])
                 return look
         return None
 
-    async def _looks(self, rollouts: Sequence[tuple[RolloutState, RolloutPlan]], now_ms: int) -> Sequence[Look]:
+    async def _looks(self, rollouts: Sequence[tuple[RolloutState, RolloutPlan]]) -> Sequence[Look]:
         if not rollouts:
             return ()
-        async with self._looking:
-            try:
-                return await look_beside(self._store, self._runtime.plan.env, rollouts, now_ms=now_ms)
-            except StoreError as error:
-                raise _unavailable(error) from error
+        try:
+            return await self._looking.look(self._runtime.plan.env, rollouts)
+        except StoreError as error:
+            raise unavailable(error) from error
 
     def _plan_of(self, agent: str) -> RolloutPlan:
         rollouts = self._runtime.plan.rollouts
@@ -166,20 +172,18 @@ def _work_at(store: Path, work: Callable[[Experiments], T]) -> T:
         with Experiments(store, clock=time.time, is_new_allowed=False) as experiments:
             return work(experiments)
     except StoreError as error:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: StoreError) -> Refused:
-    return Refused("budget_unavailable", str(error), headers={"Retry-After": "1"})
+        raise unavailable(error) from error
 
 
 def _check(wanted: Ordered, action: Action) -> None:
     if (wanted.percent is not None) != (action == "set"):
         raise Refused("invalid_value", "percent goes with set, and set wants it", param="percent")
-    if wanted.percent is not None and not 0 <= wanted.percent <= 100:
-        raise Refused("invalid_value", "percent is from 0 to 100", param="percent")
+    if wanted.percent is not None and (wrong := wrong_percent(wanted.percent)):
+        raise Refused("invalid_value", wrong, param="percent")
     if not wanted.who.strip() or len(wanted.who) > _MAX_WHO or not wanted.who.isprintable():
         raise Refused("invalid_value", f"who wants 1 to {_MAX_WHO} characters that can be printed", param="who")
+    if wanted.who.strip() == PILOT:
+        raise Refused("invalid_value", f"{PILOT} is the gateway's own name in the audit log", param="who")
     if len(wanted.why) > MAX_WHY:
         raise Refused("invalid_value", f"why is longer than {MAX_WHY} characters", param="why")
     if wanted.force and action not in FORCED:

@@ -66,7 +66,10 @@ class Daily:
     async def step(self) -> None:
         """Write the reports if they are due, and nobody has."""
         reports = self._reports
-        due_ms = due_before(reports.daily_at, round(self._clock() * 1000))
+        now_ms = round(self._clock() * 1000)
+        # What is above the present was written while the clock was ahead: nothing is to wait until it has come there.
+        self._began_ms = min(self._began_ms, now_ms)
+        due_ms = due_before(reports.daily_at, now_ms)
         if due_ms is None or due_ms == self._done_ms:
             return
         folder = Path(reports.dir)
@@ -74,7 +77,7 @@ class Daily:
             with _locked(folder) as lock:
                 if lock is None:
                     return
-                if due_ms > _written_ms(lock, self._began_ms) and await self._write(reports):
+                if due_ms > _written_ms(lock, now_ms, self._began_ms) and await self._write(reports):
                     os.pwrite(lock, f"{due_ms:020}".encode(), 0)
         except OSError as error:
             log.error("the daily reports cannot be written to %s: %s", folder, error.strerror or error)
@@ -123,9 +126,12 @@ def _locked(folder: Path) -> Iterator[int | None]:
         os.close(lock)
 
 
-def _written_ms(lock: int, otherwise: int) -> int:
+def _written_ms(lock: int, now_ms: int, otherwise: int) -> int:
+    """Up to when reports are written; 0 where somebody wrote and when cannot be told: once too often beats never."""
     text = os.pread(lock, 32, 0)
-    return int(text) if text.isdigit() else otherwise
+    if not text.isdigit():
+        return otherwise
+    return written_ms if (written_ms := int(text)) <= now_ms else 0
 
 
 async def _run(command: Sequence[str]) -> str:

@@ -1,8 +1,9 @@
 """The pilot: looks at the evidence every so often, and takes the step that the policy and the evidence call for.
 
 One process does it for all that share the store: whoever holds the lead there. What to do is decided in
-decide/rollout.py. The invariants: a step is taken by one transaction, with its row in the audit log, and only from the
-state it was decided on; and whatever happens here, calls go on at the shares that are in force.
+decide/rollout.py. The invariants: a step is taken by one transaction, with its row in the audit log, only from the
+state it was decided on and under the plan that is in force by then; and whatever happens here, calls go on at the
+shares that are in force.
 """
 
 import asyncio
@@ -30,9 +31,8 @@ from gateway.telemetry.metrics import LEADING, RECOMMENDED
 
 T = TypeVar("T")
 log = logging.getLogger("gateway.rollout")
-# Whoever leads says so again in time; a leader that is gone is followed after so many checks.
-_LEAD_CHECKS = 2.5
-_MIN_LEAD_S = 10.0
+# How often whoever leads says so again, also while it looks, and others try whether it is gone: some times in LEAD_MS.
+RENEW_S = 5.0
 # A million users take a minute or two.
 _PATIENCE_S = 900.0
 _LEVELS = {"proceed": 1.0, "hold": 0.0, "roll back": -1.0}
@@ -47,8 +47,6 @@ class Pilot:
         self._holder = holder
         self._clock = clock
         self._is_failing = False
-        # How long the last look took, which is no reason to be taken for gone.
-        self._looked_s = 0.0
         self._may_lead = False
         self._is_stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -96,13 +94,7 @@ class Pilot:
                 self.recommended = {}
                 self._mended()
                 return
-            now_ms = self._now_ms()
-            since_s = time.monotonic()
-            async with asyncio.timeout(_PATIENCE_S):
-                looks = await look_beside(
-                    self._store, plan.env, [(state, plan.rollouts[state.agent]) for state in states], now_ms=now_ms
-                )
-            self._looked_s = time.monotonic() - since_s
+            looks = await self._look_and_lead_on(plan, states)
             self._acting = asyncio.create_task(self._act(plan, states, looks))
             # Whoever ends this step does not end halfway what was decided.
             await asyncio.shield(self._acting)
@@ -135,34 +127,68 @@ class Pilot:
             except Exception:
                 # The loop must go on: without it no rollout is taken back.
                 log.exception("bug in the pilot")
-            await asyncio.sleep(_every_s(self._runtime.plan))
+            await self._rest(_every_s(self._runtime.plan))
+
+    async def _rest(self, for_s: float) -> None:
+        """Lead on until the next look; it is due at once where the one who led is gone."""
+        until_s = time.monotonic() + for_s
+        was_leading = self.is_leading
+        while (left_s := until_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, RENEW_S))
+            # What is wrong with the store the next look says.
+            with suppress(StoreError):
+                if await self._leads(self._runtime.plan) and not was_leading:
+                    return
+
+    async def _look_and_lead_on(self, plan: Plan, states: Sequence[RolloutState]) -> Sequence[Look]:
+        """The looks, while nobody takes us for gone, however long they take. Raises `StoreError`, TimeoutError."""
+        asked = [(state, plan.rollouts[state.agent]) for state in states]
+        looking = asyncio.create_task(look_beside(self._store, plan.env, asked, now_ms=self._now_ms()))
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while not (await asyncio.wait({looking}, timeout=RENEW_S))[0]:
+                    if not await self._leads(plan):
+                        raise StoreError("another gateway has taken the lead during a look")
+            return looking.result()
+        finally:
+            # Its process goes with it.
+            looking.cancel()
+            await asyncio.wait({looking})
+
+    async def _leads(self, plan: Plan) -> bool:
+        """Whether this is the one that leads, still or from now on. Raises `StoreError`."""
+        if not plan.rollouts:
+            return False
+        self._may_lead = True
+        return await self._at_store(lambda experiments: experiments.lead(plan.env, self._holder))
 
     async def _states_to_look_at(self, plan: Plan) -> Sequence[RolloutState]:
         """Where the rollouts stand, in the order of the plan; none where another process looks at them."""
-        if not plan.rollouts:
+        if not await self._leads(plan):
             return ()
-        self._may_lead = True
-        ttl_s = max(_MIN_LEAD_S, _LEAD_CHECKS * _every_s(plan) + 2 * self._looked_s)
-
-        def lead(experiments: Experiments) -> Sequence[RolloutState]:
-            if not experiments.lead(plan.env, self._holder, ttl_s=ttl_s):
-                return ()
-            states = _begun(experiments, plan=plan, now_ms=self._now_ms())
-            return [states[agent] for agent in plan.rollouts]
-
-        return await self._at_store(lead)
+        states = await self._at_store(partial(_begun, plan=plan, now_ms=self._now_ms()))
+        return [states[agent] for agent in plan.rollouts]
 
     async def _act(self, plan: Plan, states: Sequence[RolloutState], looks: Sequence[Look]) -> None:
         found = list(zip(states, looks, strict=True))
+        # As of when it was looked: what took long is not stale, or a large experiment were never acted on.
         self.recommended = {
             state.agent: recommendation(state, look, now_ms=look.at_ms, plan=plan.rollouts[state.agent]).word
             for state, look in found
+            if self._is_in_force(plan, state.agent)
         }
         for state, look in found:
-            # As of when it was looked: what took long is not stale, or a large experiment were never acted on.
+            # Asked before each step, since the one before it may have waited for the store.
+            if not self._is_in_force(plan, state.agent):
+                log.info("%s was looked at under a policy that a reload has replaced: no step follows", state.agent)
+                continue
             change = advance(state, look, now_ms=look.at_ms, plan=plan.rollouts[state.agent]).change
             if change is not None and await self._at_store(partial(_is_applied, env=plan.env, change=change)):
                 tell(self._runtime.alerts, change)
+
+    def _is_in_force(self, plan: Plan, agent: str) -> bool:
+        """Whether a reload has left this agent's rollout as it was in that plan; a look may take minutes."""
+        return self._runtime.plan.rollouts.get(agent) == plan.rollouts[agent]
 
     async def _at_store(self, work: Callable[[Experiments], T]) -> T:
         def open_and_work() -> T:

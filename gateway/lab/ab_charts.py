@@ -23,7 +23,7 @@ from gateway.lab.paper import COLOURS, GREY, RED, WIDTH_INCHES, day, legend, ove
 
 _TREATED, _CONTROL = COLOURS[1], COLOURS[0]
 _PANEL_INCHES = 1.9
-_BACK = (Event.ROLLED_BACK, Event.LOWERED, Event.EMPTIED, Event.HELD)
+_BACK = (Event.ROLLED_BACK, Event.LOWERED, Event.EMPTIED, Event.HELD, Event.MISMATCHED)
 # What one sees at the beginning is wide, and would press all that follows flat.
 _SETTLED = 1 / 3
 

@@ -25,7 +25,7 @@ from gateway.lab.ab_tables import (
     summary_table,
     windows_table,
 )
-from gateway.lab.markdown import Plot, code, image, prose, put, why_no_plots
+from gateway.lab.markdown import Plot, code, image, plots_of, prose, put, why_no_plots
 
 _OURS = ("*-intervals.svg", "*-share.svg", "*-days.svg")
 _METHOD = (
@@ -48,13 +48,13 @@ _POOLED = (
 
 
 def write_report(figures: Figures, out: Path) -> list[Path]:
-    """Write the report to `out` and its plots into the folder of the same name; what was written, the report first.
+    """Write the report to `out` and its plots into a folder beside it; what was written, the report first.
 
     Without matplotlib it has no plots, and says so. Raises OSError.
     """
     missing = why_no_plots()
     plots = [] if missing else [plot for found in figures.agents for plot in _plots(found)]
-    text = markdown(figures, plots, out.with_suffix("").name, note=missing)
+    text = markdown(figures, plots, plots_of(out).name, note=missing)
     return put(out, text, plots, ours=_OURS)
 
 

@@ -54,13 +54,18 @@ def image(plot: Plot, folder: str) -> str:
     return f"![{cell(plot.shows)}]({folder}/{plot.name})"
 
 
+def plots_of(out: Path) -> Path:
+    """The folder of a report's plots: its name without the suffix, or with another one where it has none."""
+    return out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-plots")
+
+
 def put(out: Path, text: str, plots: Sequence[Plot], *, ours: Sequence[str]) -> list[Path]:
-    """Write the report to `out` and its plots into the folder of the same name; what was written, the report first.
+    """Write the report to `out` and its plots into their folder, `plots_of`; what was written, the report first.
 
     Plots of earlier reports whose names match `ours` go: what no report shows any more would only mislead. Raises
     OSError.
     """
-    folder = out.with_suffix("")
+    folder = plots_of(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if plots:
         folder.mkdir(exist_ok=True)

@@ -6,10 +6,8 @@ together with its row in the audit log.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Literal
 
 from gateway.domain.experiment import Arrivals, UserSums
 from gateway.domain.outcome import Feedback, Outcome
@@ -17,20 +15,15 @@ from gateway.domain.rollout import Change, RolloutState
 from gateway.store import outcomes, rollouts
 from gateway.store.outcomes import Scope
 from gateway.store.rollouts import Conflict as Conflict
-from gateway.store.schema import open_database, transaction, unusable
+from gateway.store.schema import OpenFile, unusable
 
 
-class Experiments:
+class Experiments(OpenFile):
     """The experiments in one SQLite file. Every method raises `StoreError`. From any thread, but one call at a time.
 
     `clock` gives unix seconds. `since_ms` is inclusive and `until_ms` is not. What counts in a comparison and what does
     not is said in outcomes.py.
     """
-
-    def __init__(self, path: Path, *, clock: Callable[[], float], is_new_allowed: bool = True) -> None:
-        self._path = path
-        self._clock = clock
-        self._database = open_database(path, is_new_allowed=is_new_allowed, is_checked=False)
 
     # --- What was seen -----------------------------------------------------------------------------------------------
 
@@ -41,10 +34,10 @@ class Experiments:
         with self._reading() as database:
             return outcomes.user_sums(database, Scope(env, agent, experiment, since_ms, until_ms))
 
-    def arrivals(self, env: str, agent: str, *, experiment: int) -> list[Arrivals]:
+    def arrivals(self, env: str, agent: str, *, experiment: int, until_ms: int | None = None) -> list[Arrivals]:
         """Users at their first call that counts in each stage, by the chance that they had to be treated there."""
         with self._reading() as database:
-            return outcomes.arrivals(database, Scope(env, agent, experiment))
+            return outcomes.arrivals(database, Scope(env, agent, experiment, until_ms=until_ms))
 
     def users_at_stage(self, env: str, agent: str, *, experiment: int, stage: int) -> tuple[int, int]:
         """How many users have calls that count in a stage: treated, control."""
@@ -107,32 +100,19 @@ class Experiments:
         with self._writing() as database:
             return rollouts.make(database, env, change)
 
-    def lead(self, env: str, holder: str, *, ttl_s: float) -> bool:
-        """Become or stay the one who leads, for `ttl_s` from now. False: another does."""
+    def lead(self, env: str, holder: str) -> bool:
+        """Become or stay the one who leads, for `LEAD_MS` from now. False: another does."""
         with self._writing() as database:
             now_ms = int(self._clock() * 1000)
-            return rollouts.take_lead(database, env, holder, now_ms=now_ms, ttl_ms=round(ttl_s * 1000))
+            return rollouts.take_lead(database, env, holder, now_ms=now_ms)
 
     def resign(self, env: str, holder: str) -> None:
         """Let another lead at once; nothing happens where this one does not."""
         with self._writing() as database:
             rollouts.drop_lead(database, env, holder)
 
-    def close(self) -> None:
-        """Let go of the database."""
-        self._database.close()
-
-    def __enter__(self) -> "Experiments":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
         return self._transaction("DEFERRED")
 
     def _writing(self) -> AbstractContextManager[sqlite3.Connection]:
         return self._transaction("IMMEDIATE")
-
-    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._database, self._path, kind)

@@ -27,12 +27,14 @@ class Wish(NamedTuple):
     percent: float = 0.0
 
 
-def state_of(experiments: Experiments, env: str, agent: str, plan: RolloutPlan, *, now_ms: int) -> RolloutState:
-    """Where a rollout stands; one that no gateway has begun yet begins. Raises `StoreError`."""
+def state_of(
+    experiments: Experiments, env: str, agent: str, plan: RolloutPlan, *, now_ms: int, by: str
+) -> RolloutState:
+    """Where a rollout stands; one that no gateway has begun yet begins, by who orders. Raises `StoreError`."""
     state = experiments.states(env).get(agent)
     if state is not None:
         return state
-    change = begin(agent, plan=plan, now_ms=now_ms).change
+    change = begin(agent, plan=plan, now_ms=now_ms, by=by).change
     assert change is not None, "BUG: a beginning is a change"
     return experiments.begin(env, change)
 

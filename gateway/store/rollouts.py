@@ -12,6 +12,10 @@ import msgspec
 from gateway.domain.rollout import Change, RolloutState, after
 from gateway.store.store import StoreError
 
+# Whoever leads says so again before it is over; one that is gone is followed after it. The same for all, so that a
+# lead of a clock that went back is told from one that was given now.
+LEAD_MS = 20_000
+
 
 class Conflict(StoreError):
     """The rollout has moved on meanwhile: what was decided rests on a version that is not the latest any more."""
@@ -31,13 +35,15 @@ def load_states(database: sqlite3.Connection, env: str) -> dict[str, RolloutStat
 
 def load_changes(database: sqlite3.Connection, env: str, agent: str | None, limit: int | None) -> list[Change]:
     """The latest `limit` changes, or all, oldest first; with `agent` of None those of all agents."""
+    # Each agent's follow on one another whatever the clock did meanwhile; among agents it is all there is to go by.
     text = (
-        "SELECT change FROM rollout_changes WHERE env = ? AND ? IN (agent, '') "
-        "ORDER BY at_ms DESC, agent DESC, version DESC LIMIT ?"
+        "SELECT change, max(at_ms) OVER (PARTITION BY agent ORDER BY version) AS known_ms "
+        "FROM rollout_changes WHERE env = ? AND ? IN (agent, '') "
+        "ORDER BY known_ms DESC, agent DESC, version DESC LIMIT ?"
     )
     # A negative limit is none, in SQLite.
     found = database.execute(text, (env, agent or "", -1 if limit is None else max(0, limit)))
-    return [msgspec.json.decode(change, type=Change) for (change,) in found][::-1]
+    return [msgspec.json.decode(change, type=Change) for change, _ in found][::-1]
 
 
 def load_state(database: sqlite3.Connection, env: str, agent: str) -> RolloutState | None:
@@ -68,14 +74,14 @@ def make(database: sqlite3.Connection, env: str, change: Change) -> RolloutState
     return state
 
 
-def take_lead(database: sqlite3.Connection, env: str, holder: str, *, now_ms: int, ttl_ms: int) -> bool:
-    """Become or stay the one who leads in this environment, for `ttl_ms`. False: another does."""
+def take_lead(database: sqlite3.Connection, env: str, holder: str, *, now_ms: int) -> bool:
+    """Become or stay the one who leads in this environment, for `LEAD_MS`. False: another does."""
     found = database.execute("SELECT holder, until_ms FROM leaders WHERE env = ?", (env,)).fetchone()
-    # A lead that lasts longer than one is ever given for is from before the clock went back.
-    if found is not None and found[0] != holder and now_ms < found[1] <= now_ms + ttl_ms:
+    # A lead that reaches further than one is ever given for is from before the clock went back.
+    if found is not None and found[0] != holder and now_ms < found[1] <= now_ms + LEAD_MS:
         return False
     database.execute(
-        "INSERT OR REPLACE INTO leaders (env, holder, until_ms) VALUES (?, ?, ?)", (env, holder, now_ms + ttl_ms)
+        "INSERT OR REPLACE INTO leaders (env, holder, until_ms) VALUES (?, ?, ?)", (env, holder, now_ms + LEAD_MS)
     )
     return True
 

@@ -118,6 +118,8 @@ def test_time_agent_and_environment_choose_the_calls(house: House, tmp_path: Pat
         (("--policy", "half.toml", "--since", "yesterdayish"), "'yesterdayish' wants a time such as 24h"),
         (("--policy", "half.toml", "--until", "2020-01-01"), "ends before that"),
         (("--policy", "half.toml", "--share", "101"), "101.0 is not in the range"),
+        (("--policy", "half.toml", "--share", "nan"), "nan is no percentage"),
+        (("--policy", "half.toml", "--share", "33.3333"), "33.3333 is too fine"),
         (("--policy", "half.toml", "--agent", "qa_agnt"), "did you mean \"qa_agent\"?"),
         (("--policy", "half.toml", "--env", "staging"), "unknown environment"),
         (("--policy", "half.toml", "--was", "none.toml"), "none.toml: 1 problem"),

@@ -80,6 +80,16 @@ def test_what_no_gateway_has_begun_is_told_and_not_begun(house: House) -> None:
     assert told(house.ledger_path, "dev") == ({}, [])
 
 
+def test_at_the_baseline_it_says_how_to_begin_and_nothing_to_wait_for(house: House) -> None:
+    for order in ("rollback", "rearm"):
+        assert run(order, "--agent", "qa_agent").exit_code == 0
+    result = run("status", "--agent", "qa_agent")
+    said = "at 0 % nobody has the fine-tuned model, so no evidence will come; `gateway rollout advance` begins at 10 %"
+    assert f"\n  recommendation: hold\n    {said}\n  success rate" in result.stdout
+    begun = run("advance", "--agent", "qa_agent")
+    assert begun.stdout.splitlines()[1:] == ["    ann raised it from 0 % to 10 %", f"    {said}"]
+
+
 # --- Orders ----------------------------------------------------------------------------------------------------------
 
 
@@ -92,6 +102,13 @@ def test_a_share_is_set_for_one_and_signed(house: House) -> None:
     states, changes = told(house.ledger_path, ENV)
     assert (states["qa_agent"].share_bps, states["legal_agent"].share_bps) == (2500, 1000)
     assert (changes[-1].by, changes[-1].why) == ("ann", "a try")
+
+
+def test_what_a_person_begins_without_a_gateway_is_signed_by_them(house: House) -> None:
+    (house.path / "policies" / "dev.toml").write_text(MANUAL)
+    assert run("set", "25", "--agent", "qa_agent", "--who", "bob", env="dev").exit_code == 0
+    changes = told(house.ledger_path, "dev")[1]
+    assert [(change.event, change.by) for change in changes] == [("began", "bob"), ("raised", "bob")]
 
 
 def test_without_agent_it_is_for_all(house: House) -> None:
@@ -144,17 +161,19 @@ def test_what_one_refuses_keeps_it_from_no_other(house: House) -> None:
     [
         (["set", "101"], 2, "101.0 is not in the range 0<=x<=100"),
         (["set", "--", "-1"], 2, "-1.0 is not in the range 0<=x<=100"),
-        (["set", "nan"], 1, "nan is no percentage"),
+        (["set", "nan"], 2, "Invalid value for 'PERCENT': nan is no percentage"),
         (["set", "inf"], 2, "inf is not in the range"),
         (["set", "ten"], 2, "'ten' is not a valid float"),
         (["set"], 2, "Missing argument 'PERCENT'"),
-        (["set", "12.345"], 1, "12.345 is too fine"),
+        (["set", "12.345"], 2, "Invalid value for 'PERCENT': 12.345 is too fine"),
+        (["set", "1e-10"], 2, "1e-10 is too fine"),
         (["set", "10"], 1, "the share is 10 % already"),
         (["set", "25", "--agent", "qa_agnt"], 2, 'known: qa_agent, legal_agent; did you mean "qa_agent"?'),
         (["set", "25", "--force"], 2, "--force wants a reason"),
         (["advance", "--force", "--why", " "], 2, "--force wants a reason"),
         (["set", "25", "--why", "w" * 1_001], 2, "is longer than 1000 characters"),
         (["set", "25", "--who", " "], 2, "the audit log wants a name"),
+        (["set", "25", "--who", "pilot"], 2, "pilot is the gateway's own"),
         (["pause", "--force"], 2, "No such option"),
         (["resume"], 1, "there is nothing to resume"),
         (["rearm"], 1, "it is running"),
@@ -249,6 +268,23 @@ def test_without_an_experiment_there_is_nothing_to_steer(house: House) -> None:
     result = run("status")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "the policy of 'production' makes no experiment: ab_testing.enabled is false\n"
+    off = MANUAL.replace("use_finetuned = true", "use_finetuned = false")
+    (house.path / "policies" / "production.toml").write_text(off)
+    assert run("status").stderr.endswith("makes no experiment: models.use_finetuned is false\n")
+    # What has been is told all the same.
+    assert "qa_agent: began by pilot" in run("history").stdout
+
+
+def test_who_takes_back_waits_for_no_figures(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    see(house)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a comparison of a million calls takes minutes")
+
+    monkeypatch.setattr("gateway.store.looks.evidence_of", never)
+    for order in (["set", "5"], ["rollback", "--why", "fire"]):
+        assert run(*order).exit_code == 0
+    assert told(house.ledger_path, ENV)[0]["qa_agent"].phase is Phase.ROLLED_BACK
 
 
 @pytest.mark.parametrize("command", ["status", "set", "advance", "pause", "resume", "rollback", "rearm", "history"])

@@ -20,6 +20,7 @@ HOURLY = Cap(per="hour", usd=Usd(1_000))
 REQUESTS = Cap(per="day", requests=3)
 TOKENS = Cap(per="total", tokens=500)
 PER_USER = Cap(scope="user", per="hour", usd=Usd(100))
+PER_AGENT = Cap(scope="agent", per="hour", usd=Usd(200))
 
 
 def rules(*caps: Cap) -> tuple[Rule, ...]:
@@ -379,9 +380,9 @@ def test_from_its_share_on_the_cheaper_model_is_used(used: int, is_switched: boo
 
 
 def swept(books: Books, now_s: float, *, holders: int = 1, is_leaving: bool = False) -> dict[str, int]:
-    """What is given back in a whole round."""
+    """What is given back in two whole rounds: what is given back in the first is forgotten in the second."""
     found: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(5):
         for account, amount in books.returns(now_s, holders=holders, is_leaving=is_leaving):
             found[account.name] = found.get(account.name, 0) + amount
     return found
@@ -440,6 +441,48 @@ def test_the_accounts_of_all_are_there_before_the_first_call() -> None:
         "test: global tokens total",
     ]
     assert books.shared_accounts(NOW_S) == list(books.accounts())
+
+
+def test_what_is_used_of_an_agents_account_is_known_until_its_window_ends() -> None:
+    books = granted(PER_AGENT, PER_USER)
+    agents, _ = books.accounts()
+    books.settle(held(books, 80), Amounts(80, 1, 0))
+    books.told([(account, 80) for account in books.accounts()])
+    hear(books, agents, agents.granted, posted=80)
+    later_s = NOW_S + IDLE_S + 1
+    # The lease goes back, as whose it is nobody calls; the user's account is forgotten, the agent's is not.
+    assert swept(books, later_s)["test: agent usd hour qa_agent"] == 120
+    assert list(books.accounts()) == [agents]
+    assert (agents.used, agents.granted) == (80, 0)
+    # Every minute it is asked for: nothing is given back of it, and the store answers with how it stands.
+    for minutes in (1, 2, 3):
+        now_s = later_s + minutes * (IDLE_S + 1)
+        asked = [pair for _ in range(9) for pair in books.returns(now_s, holders=1)]
+        assert asked == [(agents, 0)]
+    hear(books, agents, 0, posted=150)
+    assert agents.used == 150
+    end_s = agents.end_s
+    assert end_s is not None
+    swept(books, end_s - 0.001)
+    assert list(books.accounts()) == [agents]
+    swept(books, end_s)
+    assert list(books.accounts()) == []
+
+
+def test_an_agents_account_of_which_nothing_is_used_is_forgotten_when_nobody_calls() -> None:
+    books = granted(PER_AGENT)
+    swept(books, NOW_S + IDLE_S + 1)
+    assert list(books.accounts()) == []
+
+
+def test_a_cap_that_is_taken_out_is_forgotten_whatever_was_used_of_it() -> None:
+    books = granted(changed(PER_AGENT, per="total"))
+    books.settle(held(books, 80), Amounts(80, 1, 0))
+    books.told([(only(books), 80)])
+    hear(books, only(books), only(books).granted, posted=80)
+    books.change_rules(())
+    swept(books, NOW_S + IDLE_S + 1)
+    assert list(books.accounts()) == []
 
 
 def test_twenty_thousand_users_come_and_go_and_leave_nothing_behind() -> None:

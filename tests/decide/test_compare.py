@@ -1,6 +1,6 @@
 """Evidence: what holds whatever the data, what follows from known data, and how often it is wrong when looked at."""
 
-from math import isfinite
+from math import isfinite, sqrt
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 from scipy import stats
 
-from gateway.decide.compare import evidence_of
+from gateway.decide.compare import KINDS, evidence_of, merge
+from gateway.decide.ratios import contrast
 from gateway.domain.experiment import METRICS, Arrivals, Evidence, Finding, Guardrail, Metric, Terms, UserSums
 from tests.experiments import drawn, user_sums
 
@@ -50,6 +51,17 @@ def test_whatever_the_rows_every_number_is_finite_and_in_order(rows: list[UserSu
         if finding.high is not None and finding.difference is not None:
             assert finding.high >= finding.difference - 1e-9 * abs(finding.difference)
         assert finding.guard != "none"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_interval_holds_what_cannot_be(seed: int) -> None:
+    found = look(drawn(default_rng(seed), users=12), EAGER)
+    for metric, most in (("success_rate", 1.0), ("satisfaction", 2.0)):
+        low, high = found[metric].low, found[metric].high
+        assert low is not None
+        assert high is not None
+        assert -most <= low <= high <= most
+    assert all(finding.relative_low is None or finding.relative_low >= -1 for finding in found.values())
 
 
 @given(ROWS, st.randoms())
@@ -227,6 +239,56 @@ def test_calls_that_never_fail_leave_room_for_one_that_will() -> None:
     # No narrower than what the rule of three leaves for one arm of about 200 users.
     assert found.low < -3 / 200
     assert found.verdict == "undecided"
+
+
+def outage(*, treated: int, control: int, failing: int = 0) -> Finding:
+    """Three calls of each user, all failed in the treated arm; else one of every `failing`th user's, or none."""
+    rows = [
+        UserSums(f"u{n}", "1", False, 3, 2 if failing and n % failing == 0 else 3, 2_400.0, 600) for n in range(control)
+    ]
+    rows += [UserSums(f"t{n}", "1", True, 3, 0, 2_400.0, 600) for n in range(treated)]
+    return look(rows, Terms(guardrails=(GUARDRAILS[0], GUARDRAILS[2], GUARDRAILS[3])))["success_rate"]
+
+
+def test_a_total_outage_is_told_within_what_can_be() -> None:
+    found = outage(treated=30, control=270)
+    assert (found.difference, found.low, found.high, found.guard) == (-1.0, -1.0, 1.0, "undecided")
+
+
+@pytest.mark.parametrize(
+    ("treated", "control", "guard"),
+    [
+        (29, 10_000, "too few"),
+        (30, 270, "undecided"),
+        (41, 369, "undecided"),
+        (42, 378, "breached"),
+        (50, 450, "breached"),
+        (58, 58, "undecided"),
+        (59, 59, "breached"),
+    ],
+)
+def test_where_the_control_never_failed_a_total_outage_takes_as_many_users_as_documented(
+    treated: int, control: int, guard: str
+) -> None:
+    assert outage(treated=treated, control=control).guard == guard
+
+
+def test_where_the_control_fails_now_and_then_a_total_outage_is_seen_as_soon_as_anything_is() -> None:
+    assert outage(treated=29, control=270, failing=7).guard == "too few"
+    assert outage(treated=30, control=270, failing=7).guard == "breached"
+
+
+@pytest.mark.parametrize("metric", ["success_rate", "satisfaction"])
+def test_where_all_calls_are_as_good_as_can_be_one_more_user_may_be_as_bad_as_can_be(metric: Metric) -> None:
+    best = [UserSums(f"u{n}", "1", n < 200, 2, 2, 1_600.0, 20, 2, 2.0) for n in range(400)]
+    worst = UserSums("one more", "1", True, 2, 0, 1_600.0, 20, 2, -2.0)
+    kind = KINDS[metric]
+    assert kind.read is not None
+    before, after = (contrast(merge(rows), kind.read, scale=kind.scale) for rows in (best, [*best, worst]))
+    assert before is not None
+    assert after is not None
+    assert before.variances[0] == before.variances[1]
+    assert sqrt(before.variances[1]) == pytest.approx(before.values[1] - after.values[1], rel=0.01)
 
 
 def test_alpha_is_shared_among_the_guardrails() -> None:

@@ -59,6 +59,8 @@ def refusal(headers: dict[str, str] | None = None, caller: Caller = TRUSTED, pla
         ({}, Caller("k", ("legal_agent",), True), "legal_agent", "legal_agent", "model"),
         # 3. The key's own agent, where it has just one.
         ({}, Caller("k", ("legal_agent",), False), "gpt-4o", "legal_agent", "key"),
+        ({}, Caller("k", ("legal_agent",), False), "auto", "legal_agent", "key"),
+        ({"x-gateway-agent": "auto"}, Caller("k", ("legal_agent",), True), "qa_agent", "legal_agent", "key"),
         # 4. The rules.
         ({}, TRUSTED, "auto", "qa_agent", "rule"),
         ({}, TRUSTED, "gateway/auto", "qa_agent", "rule"),
@@ -66,7 +68,7 @@ def refusal(headers: dict[str, str] | None = None, caller: Caller = TRUSTED, pla
         ({"x-gateway-agent": "auto"}, TRUSTED, "gpt-4o", "qa_agent", "rule"),
         ({"x-gateway-agent": "auto"}, TRUSTED, "legal_agent", "qa_agent", "rule"),
         ({"x-gateway-agent": "gateway/auto"}, TRUSTED, "legal_agent", "qa_agent", "rule"),
-        ({}, Caller("k", ("qa_agent",), True), "auto", "qa_agent", "rule"),
+        ({}, Caller("k", ("legal_agent", "qa_agent"), True), "auto", "qa_agent", "rule"),
     ],
 )
 def test_the_agent_is_found_in_the_documented_order(

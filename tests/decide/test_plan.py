@@ -295,6 +295,22 @@ def test_where_the_policy_makes_no_experiment_a_rollout_that_was_changes_nothing
     assert plan.with_rollouts(standing_at(0)) == plan
 
 
+def test_where_fine_tuned_models_are_switched_off_experiments_and_shadows_rest() -> None:
+    plan = plan_of(policy=f'[models]\nuse_finetuned = false\n[shadow]\npercent = 5\nusd = "1"\n{EXPERIMENT}10\n')
+    assert (plan.is_experiment, plan.rollouts, plan.shadow.is_on) == (False, {}, False)
+    assert assigned(plan, USERS[0]).variant == "baseline"
+
+
+def test_no_share_is_above_what_is_held_back() -> None:
+    plan = plan_of(policy=f"{EXPERIMENT}100\n[rollout]\nholdback_percent = 5\n")
+    assert plan.agents["qa_agent"].share_bps == plan.rollouts["qa_agent"].start_bps == 9_500
+
+
+def test_a_rollout_knows_for_how_long_a_call_can_last() -> None:
+    timeouts = "[timeouts.sim]\ntotal_s = 50\n[timeouts.mistral]\ntotal_s = 70\n[timeouts.openai]\ntotal_s = 60\n"
+    assert plan_of(policy=f"{timeouts}{EXPERIMENT}10\n").rollouts["qa_agent"].longest_ms == 70_000
+
+
 def test_texts_are_shown_of_the_agents_that_the_policy_names() -> None:
     assert not plan_of().shows_prompts("qa_agent")
     assert plan_of(policy="[traces]\nprompts = true\n").shows_prompts("qa_agent")

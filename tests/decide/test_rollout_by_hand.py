@@ -17,6 +17,7 @@ from gateway.decide.rollout_by_hand import (
     resume,
     roll_back,
     set_share,
+    wrong_percent,
 )
 from gateway.domain.rollout import Event, Phase, RolloutState, after
 from tests.rolling import HOUR_MS, NOW_MS, PLAN, Found, begun, look_of, plan_of
@@ -46,6 +47,11 @@ def done(found: Decision | Refusal, state: RolloutState) -> tuple[str, Phase, in
 def refused(found: Decision | Refusal) -> str:
     assert isinstance(found, Refusal), found
     return "\n".join(found.reasons)
+
+
+def test_above_what_the_holdback_leaves_nothing_is_completed() -> None:
+    state, plan = at(Phase.RAMPING, 9_500), PLAN._replace(ceiling_bps=6_000)
+    assert "`gateway rollout set 60`" in refused(next_stage(state, ANN_INSISTS, look=look_of(state), plan=plan))
 
 
 @pytest.mark.parametrize("phase", RUNNING, ids=str)
@@ -116,16 +122,19 @@ def test_what_is_missing_is_told_to_whom_raises_it() -> None:
 
 @pytest.mark.parametrize("percent", [-0.01, 100.01, float("nan"), float("inf"), -1e9])
 def test_what_is_no_percentage_changes_nothing(percent: float) -> None:
+    assert "a share is 0 to 100" in wrong_percent(percent)
     assert "a share is 0 to 100" in refused(set_share(begun(), percent, ANN_INSISTS, look=None, plan=PLAN))
 
 
 @pytest.mark.parametrize("percent", [0.001, 33.333, 99.9999])
 def test_what_is_finer_than_the_buckets_changes_nothing(percent: float) -> None:
+    assert "steps of 0.01 %" in wrong_percent(percent)
     assert "steps of 0.01 %" in refused(set_share(begun(), percent, ANN, look=None, plan=PLAN))
 
 
 @pytest.mark.parametrize(("percent", "bps"), [(0.01, 1), (33.33, 3_333), (28.9, 2_890), (95, 9_500)])
 def test_any_share_may_be_set_by_hand(percent: float, bps: int) -> None:
+    assert wrong_percent(percent) == ""
     found = set_share(at(Phase.RAMPING, 9_000 if bps == 9_500 else 9_500), percent, ANN, look=None, plan=PLAN)
     assert isinstance(found, Decision)
     assert found.state.share_bps == bps
@@ -194,6 +203,11 @@ def test_rearming_begins_a_new_experiment_and_leaves_it_to_a_person_to_begin() -
     assert isinstance(found, Decision)
     assert found.state.experiment == state.experiment + 1
     assert found.state.first_stage == found.state.stage == state.stage + 1
+    begins = next_stage(found.state, ANN, look=look_of(found.state, users=(0, 0)), plan=PLAN)
+    assert begins.reasons == (
+        "ann raised it from 0 % to 10 %",
+        "at 0 % nobody has the fine-tuned model, so no evidence will come; `gateway rollout advance` begins at 10 %",
+    )
     old = look_of(state, **BREACHED)
     raised = next_stage(found.state, ANN._replace(now_ms=LATER_MS + 1), look=old, plan=PLAN)
     assert done(raised, found.state) == ("raised", Phase.RAMPING, 1_000), "the breach was of the experiment before"

@@ -9,6 +9,7 @@ from gateway.decide.compare import evidence_of
 from gateway.decide.rollout_evidence import Look, Opinion, asides, judge, summary
 from gateway.decide.rollout_plan import RolloutPlan
 from gateway.domain.experiment import Arrivals, UserSums, bucket_of_ms
+from gateway.domain.rollout import Phase
 from tests.rolling import AUTOMATIC, HOUR_MS, NOW_MS, PLAN, Found, begun, look_of, plan_of
 
 LATER_MS = NOW_MS + HOUR_MS
@@ -106,6 +107,27 @@ def test_a_verdict_by_another_margin_says_nothing_of_this_one(found: Found) -> N
     assert opinion(look) == (
         Opinion.WAIT, "success_rate has a guardrail, and the evidence does not speak of it"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [None, {"users": (0, 900)}, {"success_rate": Found("too few", "too few")}], ids=str)
+def test_at_the_baseline_nothing_is_waited_for_but_a_person(asked: dict[str, Any] | None) -> None:
+    nobody = plan_of(start=0)
+    state = begun(nobody)
+    look = None if asked is None else look_of(state, NOW_MS, plan=nobody, **asked)
+    for plan, now_ms in ((nobody, NOW_MS), (nobody, LATER_MS), (plan_of("stages = [5, 100]", start=0), NOW_MS)):
+        found = judge(state, look, now_ms=now_ms, plan=plan)
+        first = 5 if plan is not nobody else 10
+        assert found.reasons == (
+            f"at 0 % nobody has the fine-tuned model, so no evidence will come; "
+            f"`gateway rollout advance` begins at {first} %",
+        )
+        assert (found.opinion, found.opinion.recommendation) == (Opinion.WAIT, "hold")
+
+
+def test_at_the_baseline_what_was_seen_before_speaks_against_it_still() -> None:
+    emptied = msgspec.structs.replace(STATE, phase=Phase.BASELINE, share_bps=0)
+    for asked, wanted in (({"success_rate": BREACHED}, Opinion.ROLL_BACK), ({"is_mismatch": True}, Opinion.HOLD)):
+        assert judge(emptied, look_of(emptied, **asked), now_ms=LATER_MS, plan=PLAN).opinion is wanted
 
 
 def test_at_all_users_without_a_holdback_only_time_can_tell() -> None:

@@ -50,6 +50,7 @@ class Rollouts(RuleBasedStateMachine):
         assert first.change is not None
         self.state: RolloutState = first.state
         self.log: list[Change] = [first.change]
+        self.mismatched: set[int] = set()
 
     @rule(ms=st.sampled_from([1, 30_000, 1_800_000, 3_600_000, 90_000_000]))
     def time_passes(self, ms: int) -> None:
@@ -62,8 +63,15 @@ class Rollouts(RuleBasedStateMachine):
         assert decision == advance(before, look, now_ms=self.now_ms, plan=self.plan), "the same twice"
         self.take(decision, PILOT)
         share = self.state.share_bps
+        if look is not None and look.evidence.mismatch.is_found and self.now_ms - look.at_ms <= 120_000:
+            self.mismatched.add(before.experiment)
         if before.phase in (Phase.BASELINE, Phase.PAUSED, Phase.ROLLED_BACK):
-            assert self.state == before, "a person has it in hand"
+            where = (self.state.phase, share, self.state.by, self.state.why)
+            assert where == (before.phase, before.share_bps, before.by, before.why), "a person has it in hand"
+        if before.experiment in self.mismatched:
+            assert self.state.has_mismatch or self.state.phase is Phase.ROLLED_BACK, "what was found stays found"
+            assert share <= before.share_bps
+            assert decision.action not in ("cleared", "completed")
         if share > before.share_bps:
             assert self.plan.is_automatic
             assert share in [stage.share_bps for stage in self.plan.stages], "only the plan's shares"
@@ -72,6 +80,7 @@ class Rollouts(RuleBasedStateMachine):
             assert self.now_ms - look.at_ms <= 120_000
             assert min(look.users_treated, look.users_control) >= 100
             assert not look.evidence.mismatch.is_found
+            assert not before.has_mismatch
             assert all(finding.guard == "holds" for finding in look.evidence.findings if finding.guardrail)
             assert self.now_ms - before.share_since_ms >= 3_600_000
             assert recommendation(before, look, now_ms=self.now_ms, plan=self.plan).word == "proceed"

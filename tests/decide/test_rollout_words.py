@@ -2,7 +2,17 @@
 
 import pytest
 
-from gateway.decide.rollout_words import LABELS, allowance, compared, guarded, mismatched, percent, standing, value_of
+from gateway.decide.rollout_words import (
+    LABELS,
+    above_ceiling,
+    allowance,
+    compared,
+    guarded,
+    mismatched,
+    percent,
+    standing,
+    value_of,
+)
 from gateway.domain.experiment import METRICS, Finding, Guardrail, Metric, Mismatch
 from tests.rolling import begun
 
@@ -93,6 +103,14 @@ def test_a_share_is_told_as_people_write_it(bps: int, said: str) -> None:
 )
 def test_a_value_has_its_unit(metric: Metric, value: float, said: str) -> None:
     assert value_of(metric, value) == said
+
+
+def test_a_share_above_what_the_holdback_leaves_is_told_with_the_order_that_lowers_it() -> None:
+    assert above_ceiling(9_500, 9_500) == ()
+    (said,) = above_ceiling(9_501, 9_500)
+    assert said.startswith("95.01 % is above the 95 % that rollout.holdback_percent leaves")
+    assert "`gateway rollout set 95`" in said
+    assert "`gateway rollout set 87.5`" in above_ceiling(10_000, 8_750)[0]
 
 
 def test_where_a_rollout_stands_is_told_with_when_who_and_why() -> None:

@@ -53,6 +53,15 @@ def test_a_change_that_moves_nobody_begins_no_new_stage() -> None:
     assert (paused.phase, paused.changed_ms, paused.by, paused.why) == (Phase.PAUSED, 3_000, "ann", "holidays")
 
 
+def test_a_mismatch_that_is_noted_changes_nothing_of_who_brought_it_there() -> None:
+    paused = replay(LOG[:3])
+    note = msgspec.structs.replace(
+        PAUSED, version=4, at_ms=3_500, event=Event.MISMATCHED, by=PILOT, why="", from_phase=Phase.PAUSED,
+        from_bps=2_500, has_mismatch=True,
+    )  # fmt: skip
+    assert after(paused, note) == msgspec.structs.replace(paused, version=4, has_mismatch=True)
+
+
 def test_a_new_experiment_is_a_new_stage_though_the_share_is_the_same() -> None:
     rolled_back, rearmed = replay(LOG[:4]), replay(LOG)
     assert rolled_back.share_bps == rearmed.share_bps == 0

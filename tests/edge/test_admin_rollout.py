@@ -1,6 +1,7 @@
 """The rollouts over HTTP: where they stand, orders, and clear refusals that have changed nothing."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.decide.rollout_evidence import Look
 from gateway.domain.rollout import Change, Phase, RolloutState
+from gateway.edge import admin_rollout, looking
+from gateway.edge.looking import look_beside
 from tests.raw_http import RawConnection, Reply, check_refusal, connected, request
 from tests.running import RunningGateway, running_gateway
 from tests.steering import MANUAL, bring, of_agent, told, users_at
@@ -163,7 +167,9 @@ async def test_what_the_evidence_is_against_wants_force_and_a_reason(tmp_path: P
         ("qa_agent/set", {"percent": True}, 400, "invalid_type", "percent"),
         ("qa_agent/set", {"percent": None}, 400, "invalid_value", "percent"),
         ("qa_agent/set", {}, 400, "invalid_value", "percent"),
-        ("qa_agent/set", {"percent": 12.345}, 409, "rollout_refused", None),
+        ("qa_agent/set", {"percent": 12.345}, 400, "invalid_value", "percent"),
+        ("qa_agent/set", {"percent": 0.001}, 400, "invalid_value", "percent"),
+        ("qa_agent/set", b'{"percent": 1e400}', 400, "invalid_value", "percent"),
         ("qa_agent/set", {"percent": 10}, 409, "rollout_refused", None),
         ("qa_agent/set", b'{"percent": NaN}', 400, "invalid_json", None),
         ("qa_agent/set", b"percent=25", 400, "invalid_json", None),
@@ -173,6 +179,7 @@ async def test_what_the_evidence_is_against_wants_force_and_a_reason(tmp_path: P
         ("qa_agent/set", {"percent": 25, "why": 1}, 400, "invalid_type", "why"),
         ("qa_agent/set", {"percent": 25, "why": "w" * 1_001}, 400, "invalid_value", "why"),
         ("qa_agent/set", {"percent": 25, "who": " "}, 400, "invalid_value", "who"),
+        ("qa_agent/set", {"percent": 25, "who": "pilot"}, 400, "invalid_value", "who"),
         ("qa_agent/set", {"percent": 25, "who": "a\x1b[31m"}, 400, "invalid_value", "who"),
         ("qa_agent/set", {"percent": 25, "who": "w" * 201}, 400, "invalid_value", "who"),
         ("qa_agent/set", {"percent": 25, "force": "yes", "why": "x"}, 400, "invalid_type", "force"),
@@ -246,3 +253,36 @@ async def test_taking_back_waits_for_no_figures(tmp_path: Path, monkeypatch: pyt
         assert (await here.post("qa_agent/set", {"percent": 5})).status == 200
         assert (await here.post("qa_agent/rollback", {})).status == 200
         assert (here.state.phase, here.last.evidence) == (Phase.ROLLED_BACK, "")
+
+
+async def test_a_look_without_an_end_is_said_to_have_none_and_keeps_nobody_from_taking_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_rollout, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(admin_rollout, "_FIGURES_S", 0.1)
+    async with admin(tmp_path) as here:
+        monkeypatch.setattr(looking, "_COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
+        before = told(here.store)
+        for reply in (await here.get(), await here.post("qa_agent/set", {"percent": 25})):
+            message = check_refusal(reply, 503, "budget_unavailable")
+            assert message == "no look can be taken: none was done after 0.2 s"
+        assert told(here.store) == before
+        assert (await here.post("qa_agent/rollback", {})).status == 200
+        assert (here.state.phase, here.last.evidence) == (Phase.ROLLED_BACK, "")
+
+
+async def test_a_look_that_took_long_counts_as_of_when_it_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slowly(*asked: Any, now_ms: int) -> Sequence[Look]:
+        return await look_beside(*asked, now_ms=now_ms - 5 * 3_600_000)
+
+    policy = MANUAL.replace("check_every_s = 3600", "check_every_s = 1")
+    policy = policy.replace("[rollout]", '[rollout]\nrollback_on = "nothing"')
+    async with admin(tmp_path, policy=policy) as here:
+        bring(here.store, users_at(here.state, success=BAD))
+        monkeypatch.setattr(looking, "look_beside", slowly)
+        (one,) = (await here.get("?agent=qa_agent")).json()["rollouts"]
+        assert one["recommendation"] == "roll back"
+        message = check_refusal(await here.post("qa_agent/set", {"percent": 25}), 409, "rollout_refused")
+        assert "past the guardrail" in message

@@ -102,6 +102,32 @@ async def test_what_was_missed_is_caught_up_with_once_nobody_else_writes(house: 
     assert int(lock.read_text()) == (MIDNIGHT_S + 6 * HOUR_S) * 1000
 
 
+@pytest.mark.parametrize("is_started_anew", [False, True])
+@pytest.mark.parametrize("has_written", [False, True])
+async def test_a_clock_that_was_ahead_for_a_moment_keeps_no_report_back(
+    house: House, is_started_anew: bool, has_written: bool
+) -> None:
+    clock = Clock(5 + 30 * 24)
+    writer = daily(clock)
+    if has_written:
+        clock.hour = 7 + 30 * 24
+        await writer.step()
+        assert len(written(house)) == 2
+    clock.hour = 5
+    writer = daily(clock) if is_started_anew else writer
+    await writer.step()
+    before = written(house)
+    clock.hour = 7
+    await writer.step()
+    after = written(house)
+    assert len(after) == 2
+    assert all(before.get(name) != at_ns for name, at_ns in after.items())
+    assert int((house.path / "reports" / LOCK).read_text()) == (MIDNIGHT_S + 6 * HOUR_S) * 1000
+    # And once, also for those who are started later.
+    await daily(clock).step()
+    assert written(house) == after
+
+
 async def test_a_report_that_fails_is_logged_once_a_day_and_another_process_may_try(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,18 +4,21 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.decide.plan import Plan
 from gateway.decide.rollout_by_hand import Order, pause
 from gateway.decide.rollout_evidence import Look
 from gateway.domain.rollout import PILOT, Change, Event, Phase, RolloutState
+from gateway.edge import pilot as piloting
 from gateway.edge.looking import look_beside
 from gateway.edge.pilot import Pilot
 from gateway.store.experiments import Experiments
+from gateway.store.rollouts import LEAD_MS
 from tests.journey import PATIENCE_S
 from tests.running import RunningGateway, running_gateway
 from tests.scripted import Turn, scripted
@@ -146,10 +149,9 @@ async def test_users_who_do_not_arrive_as_assigned_hold_it(tmp_path: Path) -> No
     ("policy", "seen", "after_s"),
     [
         (ROLLOUT, None, 30 * 24 * HOUR_S), (ROLLOUT, GOOD, HOUR_S - 1), (ROLLOUT, {"users": 400}, HOUR_S),
-        (MANUAL, GOOD, HOUR_S), (MANUAL, {"users": 6_000, **SKEWED}, HOUR_S),
-        (TAKES_NOTHING_BACK, BAD, HOUR_S),
+        (MANUAL, GOOD, HOUR_S), (TAKES_NOTHING_BACK, BAD, HOUR_S),
     ],
-    ids=["no data", "not baked", "too few users", "manual", "manual, and a mismatch", "told to take nothing back"],
+    ids=["no data", "not baked", "too few users", "manual", "told to take nothing back"],
 )  # fmt: skip
 async def test_otherwise_it_stays(tmp_path: Path, policy: str, seen: dict[str, Any] | None, after_s: float) -> None:
     async with bridge(tmp_path, policy) as here:
@@ -159,6 +161,17 @@ async def test_otherwise_it_stays(tmp_path: Path, policy: str, seen: dict[str, A
         here.clock.passes(after_s)
         await here.pilot().step()
         assert told(here.store) == before
+
+
+async def test_in_manual_mode_users_who_do_not_arrive_as_assigned_are_noted_and_nobody_is_moved(tmp_path: Path) -> None:
+    async with bridge(tmp_path, MANUAL) as here:
+        here.bring(users=6_000, **SKEWED)
+        here.clock.passes(HOUR_S)
+        pilot = here.pilot()
+        for _ in range(2):
+            await pilot.step()
+        assert [change.event for change in here.changes] == [Event.BEGAN, Event.MISMATCHED]
+        assert (here.state.phase, here.state.share_bps, here.state.has_mismatch) == (Phase.RAMPING, 1000, True)
 
 
 async def test_what_a_person_paused_on_a_breach_stays_and_the_breach_is_shown(tmp_path: Path) -> None:
@@ -176,6 +189,34 @@ async def test_what_a_person_paused_on_a_breach_stays_and_the_breach_is_shown(tm
         assert figures["gateway_pilot_is_leading"] == [((), 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("policy", "seen", "is_step_taken"),
+    [
+        (MANUAL, GOOD, False), (ROLLOUT.replace("min_users = 50", "min_users = 5000"), GOOD, False),
+        (TAKES_NOTHING_BACK, BAD, False), ("[models]\nuse_finetuned = true\n", GOOD, False),
+        (ROLLOUT + "# Nothing else.\n", GOOD, True),
+    ],
+    ids=["manual", "more users", "nothing is taken back", "no experiment", "the same"],
+)  # fmt: skip
+async def test_no_step_is_taken_under_a_policy_that_a_reload_replaced_during_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, seen: dict[str, Any], is_step_taken: bool
+) -> None:
+    async with bridge(tmp_path) as here:
+        here.bring(**seen)
+        here.clock.passes(HOUR_S)
+        before = told(here.store)
+
+        async def look_and_reload(*asked: Any, **at: Any) -> Sequence[Look]:
+            looks = await look_beside(*asked, **at)
+            await here.gateway.reload(policy=policy)
+            return looks
+
+        monkeypatch.setattr(piloting, "look_beside", look_and_reload)
+        pilot = here.pilot()
+        await pilot.step()
+        assert (told(here.store) != before, AGENT in pilot.recommended) == (is_step_taken, is_step_taken)
+
+
 # --- One leader ------------------------------------------------------------------------------------------------------
 
 
@@ -189,13 +230,96 @@ async def test_of_two_pilots_one_acts_and_the_other_follows_when_its_time_is_ove
         assert (one.is_leading, two.is_leading, two.recommended) == (True, False, {})
         assert told(here.store) == before
         # The first one is never heard of again.
-        here.clock.passes(2.5 * HOUR_S - 1)
+        here.clock.passes(LEAD_MS / 1000 - 1)
         await two.step()
         assert told(here.store) == before
         here.clock.passes(1)
         await two.step()
         assert two.is_leading
         assert here.state.phase is Phase.ROLLED_BACK
+
+
+async def test_who_looks_for_long_leads_on_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bridge(tmp_path) as here:
+        one, two = here.pilot("one"), here.pilot("two")
+        led: list[tuple[bool, bool]] = []
+
+        async def looks_for_long(*asked: Any, **at: Any) -> Sequence[Look]:
+            # Ten times as long as anybody is waited for.
+            for _ in range(20):
+                here.clock.passes(LEAD_MS / 2000)
+                renewed.clear()
+                await asyncio.wait_for(renewed.wait(), PATIENCE_S)
+                await two.step()
+                led.append((one.is_leading, two.is_leading))
+            return await look_beside(*asked, **at)
+
+        renewed = asyncio.Event()
+        leads = one._leads
+
+        async def leads_and_says_so(plan: Plan) -> bool:
+            is_leading = await leads(plan)
+            renewed.set()
+            return is_leading
+
+        monkeypatch.setattr(one, "_leads", leads_and_says_so)
+        monkeypatch.setattr(piloting, "RENEW_S", 0.01)
+        monkeypatch.setattr(piloting, "look_beside", looks_for_long)
+        here.bring(**BAD)
+        await one.step()
+        assert led == [(True, False)] * 20
+        assert here.state.phase is Phase.ROLLED_BACK
+
+
+async def test_who_was_taken_for_gone_during_a_look_takes_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bridge(tmp_path) as here:
+        one, two = here.pilot("one"), here.pilot("two")
+
+        async def stands_still(*_: Any, **__: Any) -> Sequence[Look]:
+            here.clock.passes(LEAD_MS / 1000)
+            monkeypatch.setattr(piloting, "look_beside", look_beside)
+            await two.step()
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+        monkeypatch.setattr(piloting, "RENEW_S", 0.01)
+        monkeypatch.setattr(piloting, "look_beside", stands_still)
+        await asyncio.wait_for(one.step(), PATIENCE_S)
+        assert (one.is_leading, two.is_leading) == (False, True)
+        assert "another gateway has taken the lead during a look" in caplog.text
+
+
+async def test_between_looks_the_lead_is_kept_and_one_that_is_free_is_taken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piloting, "RENEW_S", 0.01)
+    async with bridge(tmp_path) as here:
+        one, two = here.pilot("one"), here.pilot("two")
+        await one.step()
+        resting = asyncio.create_task(one._rest(HOUR_S))
+        await two.step()
+        for _ in range(5):
+            here.clock.passes(LEAD_MS / 2000)
+            with Experiments(here.store, clock=here.clock) as experiments:
+                async with asyncio.timeout(PATIENCE_S):
+                    # Until it has said so again.
+                    while not await asyncio.to_thread(_reaches, here.store, here.clock.now_ms + LEAD_MS):
+                        pass
+                assert not experiments.lead("dev", "two")
+        # Never heard of again, long before the next look of either would be due.
+        resting.cancel()
+        here.clock.passes(LEAD_MS / 1000)
+        await asyncio.wait_for(two._rest(HOUR_S), PATIENCE_S)
+        await two.step()
+        assert two.is_leading
+
+
+def _reaches(store: Path, until_ms: float) -> bool:
+    with closing(sqlite3.connect(store)) as database:
+        (found,) = database.execute("SELECT until_ms FROM leaders").fetchone()
+    return bool(found == until_ms)
 
 
 async def test_who_stops_lets_another_lead_at_once(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_the_share_is_drawn_with_each_change_of_the_log() -> None:
     shown = texts(draw_share(STORY, SPAN.until_ms))
     assert {"10 %", "25 %", "0 %", "onwards", "held or taken back"} <= set(shown)
     assert "held or taken back" not in texts(draw_share(STORY[:2], SPAN.until_ms))
+    mismatched = change(3, Event.MISMATCHED, 2_500, 2_500)
+    assert "held or taken back" in texts(draw_share([*STORY[:2], mismatched], SPAN.until_ms))
 
 
 def test_both_arms_are_drawn_by_hour_or_by_day() -> None:

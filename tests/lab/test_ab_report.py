@@ -126,6 +126,12 @@ def test_every_plot_that_is_shown_is_there(desk: Desk) -> None:
     assert all((desk.out.parent / name).is_file() for name in shown)
 
 
+def test_the_plots_of_a_report_without_a_suffix_are_where_it_shows_them(desk: Desk, tmp_path: Path) -> None:
+    out, *plots = write_report(desk.figures, tmp_path / "results")
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", out.read_text())
+    assert sorted(tmp_path / name for name in shown) == sorted(plots)
+
+
 def test_without_matplotlib_it_has_no_plots_and_says_so(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

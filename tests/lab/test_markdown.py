@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.lab.markdown import Plot, cell, code, image, prose, put, table
+from gateway.lab.markdown import Plot, cell, code, image, plots_of, prose, put, table
 
 PLOT = Plot("a-share.svg", "what | it shows", b"<svg/>")
 
@@ -39,6 +39,14 @@ def test_a_report_is_written_with_its_plots_and_those_of_before_are_gone(tmp_pat
 def test_a_report_without_plots_makes_no_folder_for_them(tmp_path: Path) -> None:
     put(tmp_path / "report.md", "text", [], ours=["*.svg"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_a_report_whose_name_has_no_suffix_is_no_obstacle_to_its_own_plots(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    assert plots_of(out) == tmp_path / "results-plots"
+    for text in ("first", "second"):
+        assert put(out, text, [PLOT], ours=["*.svg"]) == [out, tmp_path / "results-plots" / "a-share.svg"]
+        assert out.read_text() == text
 
 
 def test_what_cannot_be_written_is_an_error_and_leaves_the_report_of_before(tmp_path: Path) -> None:

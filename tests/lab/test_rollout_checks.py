@@ -78,7 +78,7 @@ def leave(folder: Path) -> Seen:
         assert raised.change is not None
         experiments.begin("week", began.change)
         experiments.apply("week", raised.change)
-        assert experiments.lead("week", "first", ttl_s=10)
+        assert experiments.lead("week", "first")
         for number, one in enumerate(records):
             user = f"user-{number % USERS}"
             seen.told[AGENT, user, one.variant or ""] += 1

@@ -11,6 +11,7 @@ from gateway.decide.rollout import begin
 from gateway.domain.rollout import Phase
 from gateway.edge.pilot import Pilot
 from gateway.store.experiments import Experiments
+from gateway.store.rollouts import LEAD_MS
 from tests.rolling import plan_of
 from tests.running import running_gateway
 from tests.steering import NOON_MS, ROLLOUT, Clock, bring, told, users_at
@@ -25,7 +26,7 @@ from gateway.domain.rollout import Event
 from gateway.store.experiments import Experiments
 store, at_ms, statement = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 experiments = Experiments(store, clock=lambda: at_ms / 1000)
-assert experiments.lead("dev", "dead", ttl_s=60)
+assert experiments.lead("dev", "dead")
 state = experiments.states("dev")["qa_agent"]
 change = change_by(state, Event.ROLLED_BACK, 0, Cause(at_ms, "pilot", ("breached",))).change
 def trace(sql):
@@ -67,7 +68,7 @@ async def test_a_leader_killed_within_a_step_has_taken_all_of_it_or_nothing(
         assert (states["qa_agent"].phase is Phase.ROLLED_BACK) is is_done
 
         # The next one waits for the lead to end, and takes the step if it was not taken.
-        clock = Clock(at_ms + 59_000)
+        clock = Clock(at_ms + LEAD_MS - 1_000)
         pilot = Pilot(gateway.runtime, store, holder="next", clock=clock)
         await pilot.step()
         assert (pilot.is_leading, told(store)) == (False, (states, changes))

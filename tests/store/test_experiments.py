@@ -120,7 +120,7 @@ def test_of_two_that_change_the_same_version_one_wins_and_one_hears_of_it(path: 
 def lead_often(path: Path, holder: str) -> int:
     """How often a process of its own was given the lead."""
     with Experiments(path, clock=lambda: 1_800_000_000.0) as mine:
-        return sum(mine.lead("dev", holder, ttl_s=10) for _ in range(50))
+        return sum(mine.lead("dev", holder) for _ in range(50))
 
 
 def test_of_two_processes_one_leads(path: Path, experiments: Experiments) -> None:
@@ -132,13 +132,13 @@ def test_of_two_processes_one_leads(path: Path, experiments: Experiments) -> Non
 def test_the_lead_is_taken_over_when_it_is_over_or_given_back(path: Path) -> None:
     now_s = 1_800_000_000.0
     with Experiments(path, clock=lambda: now_s) as one, Experiments(path, clock=lambda: now_s) as other:
-        assert [one.lead("dev", "one", ttl_s=10), other.lead("dev", "other", ttl_s=10)] == [True, False]
-        now_s += 10
-        assert [other.lead("dev", "other", ttl_s=10), one.lead("dev", "one", ttl_s=10)] == [True, False]
+        assert [one.lead("dev", "one"), other.lead("dev", "other")] == [True, False]
+        now_s += 20
+        assert [other.lead("dev", "other"), one.lead("dev", "one")] == [True, False]
         one.resign("dev", "one")
-        assert not one.lead("dev", "one", ttl_s=10)
+        assert not one.lead("dev", "one")
         other.resign("dev", "other")
-        assert one.lead("dev", "one", ttl_s=10)
+        assert one.lead("dev", "one")
 
 
 def test_who_reads_keeps_no_gateway_waiting_and_sees_one_moment(path: Path, experiments: Experiments) -> None:
@@ -165,7 +165,7 @@ def test_what_sqlite_cannot_do_is_a_store_error(path: Path) -> None:
     for ask in (
         lambda: experiments.states("dev"),
         lambda: list(experiments.outcomes("dev")),
-        lambda: experiments.lead("dev", "one", ttl_s=1),
+        lambda: experiments.lead("dev", "one"),
     ):
         with pytest.raises(StoreError, match=f"the ledger at {path} cannot be used"):
             ask()

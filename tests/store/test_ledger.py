@@ -15,10 +15,12 @@ from gateway.domain.ledger import Amounts, Dimensions, LedgerRow
 from gateway.domain.money import MAX_NUSD
 from gateway.domain.policy import Cap
 from gateway.domain.reading import Usd
+from gateway.store.experiments import Experiments
 from gateway.store.leases import TTL_S
 from gateway.store.ledger import Added, AuditEntry, By, Ledger
 from gateway.store.sqlite import SqliteStore
 from gateway.store.store import Ask, Batch, Spot, Stop, StoreError, Total
+from tests.outcomes import outcome
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -375,6 +377,16 @@ def test_a_release_with_the_amount_known_posts_that(world: World) -> None:
     ]
     assert world.posted()[RULES[0].id] == (120, 0)
     assert world.posted()[RULES[3].id] == (6, 0)
+
+
+def test_what_an_attempt_did_cost_after_all_is_its_calls_too(world: World) -> None:
+    world.store.sync(Batch(outcomes=[outcome("req-1", cost_nusd=70), outcome("req-2", cost_nusd=70)]))
+    rows = [row("req-1.1", 500, state="in_doubt"), row("req-1.2", 70), row("req-2.1", 500, state="in_doubt")]
+    world.ledger.add(rows, who="ann")
+    world.ledger.release("dev", ["req-1.1", "req-2.1"], who="ann", why="bill", actual={"req-1.1": Amounts(120, 1, 6)})
+    with Experiments(world.path, clock=lambda: NOON_MS / 1000) as experiments:
+        found = {id: experiments.outcome(id) for id in ("req-1", "req-2")}
+    assert {id: call.cost_nusd for id, call in found.items() if call} == {"req-1": 190, "req-2": 70}
 
 
 @pytest.mark.parametrize(

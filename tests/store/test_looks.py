@@ -54,6 +54,19 @@ def test_all_stages_of_an_experiment_are_evidence_and_only_the_present_one_is_co
     assert at_stage + others == 100
 
 
+def test_users_arrive_once_every_call_that_began_with_theirs_has_ended(store: Path) -> None:
+    state = begun(store)
+    seen = users_at(state, users=400)
+    bring(store, seen)
+    begins_ms = seen[0].at_ms  # One user comes each millisecond.
+    with Experiments(store, clock=lambda: NOW_MS / 1000) as experiments:
+        # Of those who came later the faster arm's are known already, and the slower one's are not.
+        for users in (0, 10, 399, 400):
+            now_ms = begins_ms + users + 5_000
+            found = look_at(experiments, "dev", state, PLAN._replace(longest_ms=5_000), now_ms=now_ms).evidence
+            assert (found.mismatch.users, found.users_treated + found.users_control) == (users, 400)
+
+
 def test_what_an_earlier_experiment_saw_does_not_count(store: Path) -> None:
     state = begun(store)
     bring(store, users_at(state, users=400))

@@ -26,7 +26,7 @@ def opened(store: Path) -> Experiments:
 
 
 def begun(experiments: Experiments) -> RolloutState:
-    return state_of(experiments, "dev", "qa_agent", PLAN, now_ms=NOW_MS)
+    return state_of(experiments, "dev", "qa_agent", PLAN, now_ms=NOW_MS, by="ann")
 
 
 def ordered(store: Path, action: Action, percent: float = 0.0, order: Order = ANN) -> Decision | Refusal:
@@ -39,8 +39,8 @@ def ordered(store: Path, action: Action, percent: float = 0.0, order: Order = AN
 
 def test_what_nobody_has_begun_begins_once(store: Path) -> None:
     with opened(store) as experiments:
-        assert begun(experiments) == state_of(experiments, "dev", "qa_agent", PLAN, now_ms=NOW_MS + 5)
-    assert [change.event for change in told(store)[1]] == ["began"]
+        assert begun(experiments) == state_of(experiments, "dev", "qa_agent", PLAN, now_ms=NOW_MS + 5, by="bob")
+    assert [(change.event, change.by) for change in told(store)[1]] == [("began", "ann")]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from gateway.decide.rollout import Cause, change_by
 from gateway.domain.rollout import Change, Event, replay
 from gateway.store.rollouts import (
+    LEAD_MS,
     Conflict,
     drop_lead,
     load_changes,
@@ -83,25 +84,52 @@ def test_the_log_tells_the_latest_changes_oldest_first(database: sqlite3.Connect
     assert load_changes(database, "production", None, 5) == [begun()]
 
 
+def test_changes_follow_on_one_another_also_where_the_clock_went_back(database: sqlite3.Connection) -> None:
+    state = make(database, "dev", begun())
+    for number, hours in enumerate((2, 1, 3), start=2):
+        change = change_by(state, Event.RAISED, number * 1_000, Cause(NOW_MS + hours * HOUR_MS, "ann", ("a test",))).change
+        assert change is not None
+        state = make(database, "dev", change)
+    for agent in ("qa_agent", None):
+        changes = load_changes(database, "dev", agent, None)
+        assert [change.version for change in changes] == [1, 2, 3, 4]
+        assert replay(changes) == state
+        assert [change.version for change in load_changes(database, "dev", agent, 1)] == [4]
+
+
 def test_one_leads_until_it_lets_go_or_is_silent_for_too_long(database: sqlite3.Connection) -> None:
     def leads(holder: str, now_ms: int, env: str = "dev") -> bool:
-        return take_lead(database, env, holder, now_ms=now_ms, ttl_ms=1_000)
+        return take_lead(database, env, holder, now_ms=now_ms)
 
     assert leads("one", 0)
-    assert not leads("other", 999)
-    assert leads("other", 999, env="production")
+    assert not leads("other", LEAD_MS - 1)
+    assert leads("other", LEAD_MS - 1, env="production")
     # Whoever says so again leads on.
-    assert leads("one", 999)
-    assert not leads("other", 1_998)
-    assert leads("other", 1_999)
-    assert not leads("one", 2_000)
+    assert leads("one", LEAD_MS - 1)
+    assert not leads("other", 2 * LEAD_MS - 2)
+    assert leads("other", 2 * LEAD_MS - 1)
+    assert not leads("one", 2 * LEAD_MS)
     drop_lead(database, "dev", "one")
-    assert not leads("one", 2_000)
+    assert not leads("one", 2 * LEAD_MS)
     drop_lead(database, "dev", "other")
-    assert leads("one", 2_000)
+    assert leads("one", 2 * LEAD_MS)
 
 
-def test_a_lead_from_before_the_clock_went_back_is_none(database: sqlite3.Connection) -> None:
-    assert take_lead(database, "dev", "one", now_ms=3_600_000, ttl_ms=1_000)
-    assert take_lead(database, "dev", "other", now_ms=0, ttl_ms=1_000)
-    assert not take_lead(database, "dev", "one", now_ms=1, ttl_ms=1_000)
+@pytest.mark.parametrize("back_ms", [1, 400 * LEAD_MS])
+def test_after_the_clock_went_back_nobody_waits_longer_than_a_lead_lasts(
+    database: sqlite3.Connection, back_ms: int
+) -> None:
+    began_ms = 500 * LEAD_MS
+    assert take_lead(database, "dev", "one", now_ms=began_ms)
+    # It reaches further than any that was given by this clock, so it is none.
+    now_ms = began_ms - back_ms
+    assert take_lead(database, "dev", "other", now_ms=now_ms)
+    assert not take_lead(database, "dev", "one", now_ms=now_ms)
+    assert take_lead(database, "dev", "one", now_ms=now_ms + LEAD_MS)
+
+
+def test_who_leads_leads_on_when_the_clock_goes_back(database: sqlite3.Connection) -> None:
+    assert take_lead(database, "dev", "one", now_ms=3_600_000)
+    assert take_lead(database, "dev", "one", now_ms=0)
+    assert not take_lead(database, "dev", "other", now_ms=LEAD_MS - 1)
+    assert take_lead(database, "dev", "other", now_ms=LEAD_MS)

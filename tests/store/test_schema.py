@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -12,7 +13,7 @@ import pytest
 
 from gateway.store.experiments import Experiments
 from gateway.store.ledger import Ledger
-from gateway.store.schema import _MIGRATIONS, VERSION, open_database, reason, transaction
+from gateway.store.schema import _MIGRATIONS, VERSION, OpenFile, open_database, reason, transaction
 from gateway.store.sqlite import SqliteStore
 from gateway.store.store import Batch, StoreError
 from tests.outcomes import outcome
@@ -256,6 +257,14 @@ def test_who_only_reads_sees_one_moment_and_keeps_no_writer_waiting(tmp_path: Pa
         assert audited(begun) == 0
     assert audited(reader) == 3
     reader.close()
+
+
+@pytest.mark.parametrize("kind", [Ledger, Experiments, SqliteStore], ids=lambda kind: kind.__name__)
+def test_whoever_opened_the_file_has_let_go_of_it_at_the_end(kind: Callable[..., OpenFile], tmp_path: Path) -> None:
+    with kind(tmp_path / "ledger.db", clock=lambda: 0.0) as opened, opened._transaction() as database:
+        assert audited(database) == 0
+    with pytest.raises(StoreError, match=r"cannot be used: .*closed"), opened._transaction("DEFERRED"):
+        pass
 
 
 def test_reasons_say_what_it_means_and_what_was_said() -> None:
