@@ -14,6 +14,7 @@ from gateway.config import ConfigError, Loaded, effective
 from gateway.decide.plan import Plan
 from gateway.decide.standing import Standing
 from gateway.domain.rollout import RolloutState
+from gateway.domain.settings import Settings
 from gateway.domain.settings import Upstream as UpstreamSettings
 from gateway.edge.admin import admin_app
 from gateway.edge.alerts import Alerts
@@ -41,7 +42,7 @@ log = logging.getLogger("gateway")
 class Gateway:
     """One gateway process: built from a `Loaded`, started, reloaded, stopped."""
 
-    def __init__(self, loaded: Loaded, load_again: Callable[[], Loaded]) -> None:
+    def __init__(self, loaded: Loaded, load_again: Callable[[Settings], Loaded]) -> None:
         self._loaded = loaded
         self._load_again = load_again
         self._simulators: list[Simulator] = []
@@ -128,19 +129,18 @@ class Gateway:
         """Read the files again and swap what they say in; where they are wrong, keep what is and say why."""
         # One after the other, or what was read first could be put in force last.
         async with self._reloading:
-            await self._reload()
+            try:
+                await self._reload()
+            except Exception as error:
+                # Whatever it was, calls go on, and whoever asks is told.
+                is_bug = not isinstance(error, ConfigError | OSError)
+                why = self.runtime.reload_error = str(error) or repr(error)
+                self.runtime.observer.reloaded(ok=False)
+                log.error("reload refused, the last good configuration stays in force:\n%s", why, exc_info=is_bug)
 
     async def _reload(self) -> None:
         runtime = self.runtime
-        try:
-            loaded = await asyncio.to_thread(self._load_again)
-        except ConfigError as error:
-            runtime.reload_error = str(error)
-            runtime.observer.reloaded(ok=False)
-            log.error("reload refused, the last good configuration stays in force:\n%s", error)
-            return
-        if loaded.settings.server != self._loaded.settings.server:
-            log.warning("[server] has changed; it takes effect at the next start")
+        loaded = await asyncio.to_thread(self._load_again, self._loaded.settings)
         # First: a call of an experiment that this reload begins is to count in it.
         states = await self._found_or_begun(loaded.plan)
         await self._make_pools(loaded.settings.upstreams)
@@ -155,10 +155,13 @@ class Gateway:
         if self._rollouts is not None and self._pilot is not None:
             self._rollouts.take_plan(loaded.plan, states)
         self._loaded = loaded
-        runtime.reload_error = ""
+        runtime.reload_error, runtime.at_next_start = "", loaded.at_next_start
         runtime.observer.reloaded(ok=True)
         logging.getLogger("gateway").setLevel(loaded.policy.log.level.upper())
         log.info("configuration reloaded")
+        if loaded.at_next_start:
+            names = "], [".join(loaded.at_next_start)
+            log.warning("not in force before the next start: what has changed in [%s]", names)
 
     async def stop(self) -> None:
         """Drain: no new calls, those in flight get `server.drain_s`, then everything is closed."""
@@ -187,11 +190,10 @@ class Gateway:
             await simulator.stop()
 
     def watch(self) -> None:
-        """Reload on change and on SIGHUP."""
+        """Reload on change."""
         paths = self._loaded.paths
-        folders = {paths.config.resolve().parent, paths.policies.resolve()}
+        folders = sorted({paths.config.resolve().parent, paths.policies.resolve()})
         self._tasks.append(asyncio.create_task(watch_files(folders, self.reload)))
-        reload_on(signal.SIGHUP, self.reload)
 
     async def _found_or_begun(self, plan: Plan) -> Mapping[tuple[str, str], RolloutState]:
         """Where the rollouts stand under a plan that is about to be in force; none where the store does not say."""
@@ -244,10 +246,19 @@ class Gateway:
             self._pools[name] = HttpUpstream(name, upstream, base_url)
 
 
-async def serve(loaded: Loaded, load_again: Callable[[], Loaded], announce: Callable[[Gateway], None]) -> None:
+async def serve(loaded: Loaded, load_again: Callable[[Settings], Loaded], announce: Callable[[Gateway], None]) -> None:
     """Run until SIGTERM or SIGINT; a second one ends at once."""
     gateway = Gateway(loaded, load_again)
+    started = asyncio.Event()
+
+    async def reload() -> None:
+        await started.wait()
+        await gateway.reload()
+
+    # Before anything that takes time: a signal that nobody waits for would end the process.
+    reload_on(signal.SIGHUP, reload)
     await gateway.start()
+    started.set()
     gateway.watch()
     # What is alive now stays alive: the collector need not look at it again, which halves its pauses.
     gc.collect()

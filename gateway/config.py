@@ -1,4 +1,4 @@
-"""The files and the environment read into one `Loaded`, with every problem found at once.
+"""The files and the environment read into one `Loaded`, with all problems of a kind found at once.
 
 The only file that reads the process environment. It names file, key, what was found and how to mend it, and raises
 `ConfigError` with all of that together. Its one invariant: a `Loaded` has no problem left that a call could meet.
@@ -29,6 +29,8 @@ T = TypeVar("T")
 DEFAULT_ENV = "dev"
 ENV_VARIABLES = ("GATEWAY_ENV", "GENESIS_ENV")
 ROUTING_FILE = "routing.toml"
+# Read at start only, and kept by reloads: files, listeners and exporters are not exchanged while they are used.
+AT_START = ("journal", "log", "server", "store", "telemetry")
 _KEY_PART = re.compile(r'"([^"]*)"|([^.\[\]"]+)')
 
 
@@ -48,7 +50,7 @@ class ConfigError(Exception):
 
 
 class Loaded(NamedTuple):
-    """One environment, ready to serve."""
+    """One environment, ready to serve. `at_next_start`: the sections whose change in the files waits until then."""
 
     env: str
     paths: Paths
@@ -57,6 +59,7 @@ class Loaded(NamedTuple):
     routing: Routing
     plan: Plan
     otel: Otel
+    at_next_start: tuple[str, ...] = ()
 
 
 class _Table(NamedTuple):
@@ -85,10 +88,12 @@ def load(
     environ: Mapping[str, str] = os.environ,
     want_secrets: bool = True,
     policy_file: Path | None = None,
+    started: Settings | None = None,
 ) -> Loaded:
     """Read, check and compile one environment. Raises `ConfigError`. `policy_file` stands in for its own policy.
 
     `want_secrets` of False leaves out the complaint about variables that are not set here, for `gateway check`.
+    `started`: what is in force already, whose sections of `AT_START` are kept.
     """
     problems = _check_environment(paths.policies, env) if policy_file is None else []
     policy_file = policy_file or paths.policies / f"{env}.toml"
@@ -103,7 +108,8 @@ def load(
         _add(problems, config, check_settings(settings))
         if policy is not None:
             _add(problems, allowed, check_policy(policy, settings))
-            _add(problems, config, _check_exposure(settings, policy))
+            # Keys that the listeners of now need cannot go because those of the next start need none.
+            _add(problems, config, _check_exposure(settings, policy) or _check_exposure(started or settings, policy))
         if routing is not None:
             _add(problems, rules, check_routing(routing, settings.agents))
     if want_secrets:
@@ -112,10 +118,20 @@ def load(
             problems += [lack for lack in _missing_variables(source, used) if lack not in problems]
     if problems or settings is None or policy is None or routing is None:
         raise ConfigError(problems)
+    settings, at_next_start = (settings, ()) if started is None else _kept(settings, started)
     plan = compile_plan(env, settings, policy, routing, litellm_map)
+    _add(problems, config, _check_cost_guardrails(plan))
+    if problems:
+        raise ConfigError(problems)
     telemetry = settings.telemetry
     otel = read_otel(environ, telemetry.otlp_endpoint, trace_ratio=telemetry.trace_ratio)
-    return Loaded(env, paths, settings, policy, routing, plan, otel)
+    return Loaded(env, paths, settings, policy, routing, plan, otel, at_next_start)
+
+
+def _kept(settings: Settings, started: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """These, with what a running gateway keeps of those it started with, and the sections in which they differ."""
+    differing = tuple(name for name in AT_START if getattr(settings, name) != getattr(started, name))
+    return msgspec.structs.replace(settings, **{name: getattr(started, name) for name in differing}), differing
 
 
 def missing_variables(paths: Paths, env: str, loaded: Loaded, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -252,6 +268,24 @@ def _check_exposure(settings: Settings, policy: Policy) -> list[Problem]:
         return []
     fix = "is not loopback and the policy has no [[keys]]; add keys, or set allow_unauthenticated = true"
     return [Problem(key="server.data", found=f'"{server.data}"', fix=fix)]
+
+
+def _check_cost_guardrails(plan: Plan) -> list[Problem]:
+    """What a call to a model without a price cost is not known, and nothing would pass for cheap."""
+    return [
+        Problem(
+            key=f"agents.{name}.{variant}",
+            found=f'"{model.ref}"',
+            fix="has no price, and the guardrail on cost_per_request compares costs: add [prices], or drop the guardrail",
+        )
+        for name, rollout in plan.rollouts.items()
+        if any(guardrail.metric == "cost_per_request" for guardrail in rollout.terms.guardrails)
+        for variant, (model, *_) in (
+            ("finetuned", plan.agents[name].finetuned),
+            ("baseline", plan.agents[name].baseline),
+        )
+        if model.price is None
+    ]
 
 
 def _as_written(value: Any) -> str:

@@ -10,6 +10,7 @@ at hand as `gateway.simulator`; everybody gets the baseline. All texts are TOML 
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gateway.app import Gateway
 from gateway.config import Loaded, Paths, load
 from gateway.domain.call import CallRecord
 from gateway.domain.ledger import LedgerRow
-from gateway.domain.settings import SimulatorSettings
+from gateway.domain.settings import Settings, SimulatorSettings
 from gateway.edge.runtime import Runtime
 from gateway.simulator.server import Simulator
 from gateway.store.journal_reader import Torn, read_calls
@@ -118,8 +119,8 @@ class _Files:
         if routing is not None:
             (self.paths.policies / "routing.toml").write_text(routing)
 
-    def load(self, environ: Mapping[str, str]) -> Loaded:
-        return load(self.paths, "dev", litellm_map={}, environ=environ)
+    def load(self, environ: Mapping[str, str], started: Settings | None = None) -> Loaded:
+        return load(self.paths, "dev", litellm_map={}, environ=environ, started=started)
 
 
 @asynccontextmanager
@@ -158,7 +159,7 @@ async def running_gateway(
     files.write(config=config, policy=policy, routing=routing)
     variables = environ or {}
     try:
-        gateway = Gateway(files.load(variables), lambda: files.load(variables))
+        gateway = Gateway(files.load(variables), partial(files.load, variables))
         await gateway.start()
         try:
             yield RunningGateway(gateway, simulator, files)

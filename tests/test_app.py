@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from gateway.config import Loaded
+from gateway.domain.settings import Settings
 from gateway.store.journal import journal_files
 from tests.process import PATIENCE_S, POLICY, Files, Process, process
 from tests.running import CHAT, chat, running_gateway
@@ -120,7 +121,7 @@ async def test_a_bad_file_leaves_the_last_good_one_in_force_and_is_told_everywhe
             files.write_policy(POLICY)
             await gateway.logged("configuration reloaded")
             told = msgspec.json.decode((await gateway.admin("/readyz"))[1])["config"]
-            assert told == {"is_current": True, "reload_error": None}
+            assert told == {"is_current": True, "reload_error": None, "at_next_start": []}
             assert await gateway.metric("gateway_config_is_current 1.0")
             await load.stop()
             assert set(load.statuses) == {200}
@@ -133,9 +134,9 @@ async def test_of_two_reloads_the_later_one_stays_in_force(tmp_path: Path) -> No
     async with running_gateway(tmp_path) as running:
         gateway, load = running.gateway, running.gateway._load_again
         first_reads, first_may_end = threading.Event(), threading.Event()
-        old = load()
+        old = load(gateway._loaded.settings)
 
-        def reads_early_and_ends_late() -> Loaded:
+        def reads_early_and_ends_late(_: Settings) -> Loaded:
             gateway._load_again = load
             first_reads.set()
             assert first_may_end.wait(PATIENCE_S)
@@ -148,7 +149,7 @@ async def test_of_two_reloads_the_later_one_stays_in_force(tmp_path: Path) -> No
         policy.write_text(policy.read_text() + "[limits]\nmax_tokens = 7\n")
         second = asyncio.ensure_future(gateway.reload())
         # A reload that did not wait its turn would read, and be done, before the first one ends.
-        await asyncio.to_thread(load)
+        await asyncio.to_thread(load, gateway._loaded.settings)
         first_may_end.set()
         await asyncio.gather(first, second)
         assert running.runtime.plan.limits.max_tokens == 7
@@ -177,6 +178,44 @@ async def test_whatever_is_wrong_with_a_file_the_last_good_one_serves_on(tmp_pat
         config.write_text(good)
         await running.gateway.reload()
         assert running.runtime.reload_error == ""
+
+
+@pytest.mark.parametrize("fault", [OSError(24, "Too many open files"), RuntimeError("a bug")])
+async def test_a_reload_that_breaks_is_one_that_failed(tmp_path: Path, fault: Exception) -> None:
+    async with running_gateway(tmp_path) as running:
+        gateway, load = running.gateway, running.gateway._load_again
+
+        def breaks(_: Settings) -> Loaded:
+            raise fault
+
+        gateway._load_again = breaks
+        await gateway.reload()
+        assert running.runtime.reload_error == str(fault)
+        assert not running.runtime.observer.is_current
+        gateway._load_again = load
+        await gateway.reload()
+        assert running.runtime.reload_error == ""
+
+
+async def test_what_is_read_at_start_only_stays_in_force_and_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_gateway(tmp_path, server='user_salt = "one"') as running:
+        store, hashed = running.runtime.effective["store"], running.runtime.plan.kept_user("ann")
+        config = tmp_path / "config.toml"
+        good = config.read_text()
+        changed = good.replace("gateway.db", "other.db").replace('"one"', '"two"')
+        config.write_text(changed + "[upstreams.sim.timeouts]\nstall_s = 3.0\n")
+        await running.gateway.reload()
+        # What can be in force is.
+        assert running.runtime.plan.agents["qa_agent"].baseline[0].timeouts.stall_s == 3.0
+        assert running.runtime.effective["store"] == store
+        assert running.runtime.plan.kept_user("ann") == hashed
+        assert running.runtime.at_next_start == ("server", "store")
+        assert "not in force before the next start: what has changed in [server], [store]" in caplog.text
+        config.write_text(good)
+        await running.gateway.reload()
+        assert running.runtime.at_next_start == ()
 
 
 async def test_an_upstream_that_stays_as_it_is_keeps_its_connections(tmp_path: Path) -> None:

@@ -240,6 +240,45 @@ def test_a_value_whose_variable_is_not_set_is_told_once_and_as_that(files: Files
         assert all(fix.startswith("set the environment variable ") for fix in found.values())
 
 
+# --- What a running gateway keeps -------------------------------------------------------------------------------------
+
+
+def test_sections_of_the_start_are_kept_and_named(files: Files) -> None:
+    started = files.load().settings
+    files.write(config=CONFIG + '[store]\nurl = "sqlite:///other.db"\n[context_tokens]\n"sim/*" = 7\n')
+    found = load(files.paths, "dev", litellm_map={}, environ={}, started=started)
+    assert found.at_next_start == ("store",)
+    assert found.settings.store == started.store
+    assert found.settings.context_tokens == {"sim/*": 7}
+    assert load(files.paths, "dev", litellm_map={}, environ={}, started=found.settings).at_next_start == ("store",)
+
+
+DEV = "[models]\nuse_finetuned = false"
+
+
+def test_keys_that_the_listeners_of_now_need_cannot_go(files: Files) -> None:
+    files.write(config=CONFIG + '[server]\ndata = "0.0.0.0:1"\n', dev=KEYS + DEV)
+    started = files.load().settings
+    files.write(config=CONFIG, dev=DEV)
+    with pytest.raises(ConfigError, match=r"server\.data"):
+        load(files.paths, "dev", litellm_map={}, environ={}, started=started)
+    assert files.load().at_next_start == ()
+
+
+# --- Costs that are compared ------------------------------------------------------------------------------------------
+
+
+def test_costs_are_compared_only_where_they_are_known(files: Files) -> None:
+    guarded = "[ab_testing]\nenabled = true\n[rollout.guardrails]\ncost_per_request = 1.0\n"
+    files.write(dev=f'[models]\nupstream = "sim"\n{guarded}')
+    found = files.problems()
+    assert set(found) == {"config.toml: agents.qa_agent.finetuned", "config.toml: agents.qa_agent.baseline"}
+    assert all("has no price" in said for said in found.values())
+    price = 'input_usd_per_mtok = "1"\noutput_usd_per_mtok = "1"\n'
+    files.write(config=f'{CONFIG}[prices."mistral/*"]\n{price}[prices."sim/*"]\n{price}')
+    assert files.load().plan.rollouts["qa_agent"].terms.guardrails
+
+
 # --- Secrets ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ What only one command needs is imported inside it, so that `gateway --help` and 
 
 import errno
 import secrets
+import signal
 import sys
 import time
 from hashlib import sha256
@@ -36,6 +37,7 @@ from gateway.config import (
 from gateway.decide.plan import Plan
 from gateway.domain.names import NAME, is_name
 from gateway.domain.reading import Problem
+from gateway.domain.settings import Settings
 from gateway.store.price_map import load_price_map
 
 
@@ -70,11 +72,13 @@ def serve(config: Path, policies: Path, env: str | None) -> None:
     from gateway.app import serve as run
     from gateway.telemetry.logs import set_up_logs
 
+    # What asks for a reload while the files are read for the first time asks for nothing.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = load_or_exit(config, policies, env)
     set_up_logs(loaded.settings.log.format, loaded.policy.log.level)
 
-    def load_again() -> Loaded:
-        return load(loaded.paths, loaded.env, litellm_map=load_price_map())
+    def load_again(started: Settings) -> Loaded:
+        return load(loaded.paths, loaded.env, litellm_map=load_price_map(), started=started)
 
     try:
         run_loop(run(loaded, load_again, announce))
@@ -138,7 +142,7 @@ def check(config: Path, policies: Path, env: str | None) -> None:
         missing = missing_variables(paths, name, loaded)
         note = f"   (to serve it, set {', '.join(missing)})" if missing else ""
         click.echo(f"{policies / name}.toml: ok{note}")
-        for line in unpriced(loaded):
+        for line in (*unpriced(loaded), *resting(loaded)):
             click.echo(f"  note: {line}")
     if problems:
         fail(format_problems(list(problems)))
@@ -155,6 +159,15 @@ def unpriced(loaded: Loaded) -> list[str]:
         for target in sorted(targets)
         if target.price is None
     ]
+
+
+def resting(loaded: Loaded) -> list[str]:
+    """What a policy asks for and does not get, as the fine-tuned models are switched off."""
+    policy = loaded.policy
+    if policy.models.use_finetuned:
+        return []
+    asked = {"ab_testing": policy.ab_testing.enabled, "shadow": policy.shadow.is_on}
+    return [f"[{name}] rests while models.use_finetuned is false" for name, is_asked in asked.items() if is_asked]
 
 
 @main.group("config")

@@ -56,7 +56,11 @@ async def _readyz(request: web.Request) -> web.Response:
     body = {
         "status": "draining" if runtime.is_draining else "ready",
         "environment": runtime.plan.env,
-        "config": {"is_current": not runtime.reload_error, "reload_error": runtime.reload_error or None},
+        "config": {
+            "is_current": not runtime.reload_error,
+            "reload_error": runtime.reload_error or None,
+            "at_next_start": runtime.at_next_start,
+        },
     }
     return _json(body, status=503 if runtime.is_draining else 200)
 

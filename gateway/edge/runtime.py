@@ -61,6 +61,7 @@ class Runtime:
         self.shadows: set[asyncio.Task[None]] = set()
         self.is_draining = False
         self.reload_error = ""
+        self.at_next_start: tuple[str, ...] = ()
 
     async def end_lingering(self, within_s: float) -> None:
         """Give the journeys whose callers have left so long, and then end them."""

@@ -5,16 +5,40 @@ Folders are watched, not files: editors and Kubernetes both replace a file by an
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 log = logging.getLogger("gateway.reload")
 # Editors write in several steps; what comes within this time is one change.
 SETTLE_MS = 200
+# How often somebody looks whether the folders are the same ones still, and tries again where they cannot be watched.
+LOOK_MS = 2_000
 
 
-async def watch_files(folders: Iterable[Path], reload: Callable[[], Awaitable[None]]) -> None:
+async def watch_files(folders: Sequence[Path], reload: Callable[[], Awaitable[None]]) -> None:
     """Call `reload` after each change of a TOML file in `folders`, until cancelled."""
+    is_first, is_failing = True, False
+    while True:
+        try:
+            async for _ in _changes(folders, is_first=is_first):
+                if is_failing:
+                    log.warning("changes of the configuration are noticed again")
+                is_failing = False
+                await reload()
+        except (OSError, RuntimeError) as error:
+            # It must go on: without it no change is ever noticed.
+            if not is_failing:
+                log.error("no change of the configuration is noticed until this is mended: %s", error)
+            is_failing = True
+            await asyncio.sleep(LOOK_MS / 1000)
+        is_first = False
+
+
+async def _changes(folders: Sequence[Path], *, is_first: bool) -> AsyncIterator[None]:
+    """The changes in these folders, until one of them is another: a watch stays with what it was begun on.
+
+    But for the first time there is one change at the beginning: what happened while nobody watched.
+    """
     # Imported here: a process that does not watch need not pay for it.
     from watchfiles import Change, awatch
 
@@ -22,8 +46,22 @@ async def watch_files(folders: Iterable[Path], reload: Callable[[], Awaitable[No
         # Kubernetes swaps the link `..data`, which is the only thing that changes by name.
         return path.endswith((".toml", "..data"))
 
-    async for _ in awatch(*folders, watch_filter=is_config, debounce=SETTLE_MS, recursive=False):
-        await reload()
+    watched = _identities(folders)
+    is_news = not is_first
+    async for changes in awatch(
+        *folders, watch_filter=is_config, debounce=SETTLE_MS, recursive=False, rust_timeout=LOOK_MS,
+        yield_on_timeout=True,
+    ):  # fmt: skip
+        if changes or is_news:
+            yield
+        is_news = False
+        if _identities(folders) != watched:
+            return
+
+
+def _identities(folders: Iterable[Path]) -> list[tuple[int, int]]:
+    """By which a folder is told from another of the same name. Raises OSError where one is missing."""
+    return [(found.st_dev, found.st_ino) for found in map(Path.stat, folders)]
 
 
 def reload_on(signal_number: int, reload: Callable[[], Awaitable[None]]) -> None:

@@ -140,6 +140,14 @@ def test_check_notes_models_that_a_cap_in_dollars_will_refuse(files: Files) -> N
     assert "note: sim/small has no price, and a cap in dollars applies" in result.output
 
 
+def test_check_notes_what_rests_while_fine_tuned_models_are_switched_off(files: Files) -> None:
+    files.write(dev='[models]\nuse_finetuned = false\n[ab_testing]\nenabled = true\n[shadow]\npercent = 5\nusd = "1"\n')
+    result = run("check", *at(files))
+    assert result.exit_code == 0
+    for name in ("ab_testing", "shadow"):
+        assert f"note: [{name}] rests while models.use_finetuned is false" in result.output
+
+
 @pytest.mark.parametrize("command", [["check"], ["serve"], ["config", "show"], ["ping"], ["explain", "hello"]])
 def test_an_unknown_environment_is_refused_by_every_command(command: list[str]) -> None:
     for result in (run(*command, "--env", "prodution"), run(*command, GENESIS_ENV="prodution")):

@@ -227,7 +227,7 @@ async def test_the_gateway_serves_those_who_show_the_key_and_nobody_else(tmp_pat
     }
     paths = _files(tmp_path)
     found = load(paths, variables["GATEWAY_ENV"], litellm_map={}, environ=variables)
-    gateway = Gateway(found, lambda: found)
+    gateway = Gateway(found, lambda _: found)
     await gateway.start()
     try:
         async with aiohttp.ClientSession() as session:

@@ -43,7 +43,7 @@ async def test_a_gateway_that_serves_is_alive_and_ready(tmp_path: Path) -> None:
         reply = await get(connection, "/readyz")
         assert reply.status == 200
         assert reply.headers["server"] == "genesis-gateway"
-        config = {"is_current": True, "reload_error": None}
+        config = {"is_current": True, "reload_error": None, "at_next_start": []}
         assert reply.json() == {"status": "ready", "environment": "dev", "config": config}
 
 
@@ -75,7 +75,8 @@ async def test_a_reload_that_fails_is_told_and_changes_nothing_else(tmp_path: Pa
         assert b"gateway_config_is_current 0.0" in (await get(admin, "/metrics")).body
         await check_ordinary(data)
         await gateway.reload(policy=POLICY)
-        assert (await get(admin, "/readyz")).json()["config"] == {"is_current": True, "reload_error": None}
+        config = {"is_current": True, "reload_error": None, "at_next_start": []}
+        assert (await get(admin, "/readyz")).json()["config"] == config
         metrics = (await get(admin, "/metrics")).body
         assert b"gateway_config_is_current 1.0" in metrics
         assert b'gateway_config_reloads_total{result="failed"} 1.0' in metrics

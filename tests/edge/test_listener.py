@@ -413,6 +413,6 @@ async def test_without_the_compiled_parser_nothing_is_served(tmp_path: Path, mon
         monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
         with pytest.raises(RuntimeError, match="C extensions"):
             require_c_parser()
-        another = Gateway(running.gateway._loaded, lambda: running.gateway._loaded)
+        another = Gateway(running.gateway._loaded, lambda _: running.gateway._loaded)
         with pytest.raises(RuntimeError, match="C extensions"):
             await another.start()

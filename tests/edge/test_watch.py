@@ -68,6 +68,38 @@ async def test_a_change_is_noticed_however_it_is_made(
         await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
 
 
+async def test_a_folder_that_is_replaced_is_watched_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SETTLE_MS", 10)
+    monkeypatch.setattr(watch, "LOOK_MS", 10)
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    async with watched(folder) as reloads:
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+        # For what was changed while nobody watched, and then for what is.
+        await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
+        (folder / "dev.toml").write_text("a = 1\n")
+        await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
+
+
+async def test_a_folder_that_is_gone_for_a_while_is_told_of_once_and_watched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "SETTLE_MS", 10)
+    monkeypatch.setattr(watch, "LOOK_MS", 10)
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    async with watched(folder) as reloads:
+        folder.rmdir()
+        async with asyncio.timeout(PATIENCE_S):
+            while "no change of the configuration is noticed" not in caplog.text:
+                await asyncio.to_thread(lambda: None)
+        folder.mkdir()
+        await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
+    assert caplog.text.count("no change of the configuration is noticed") == 1
+    assert "changes of the configuration are noticed again" in caplog.text
+
+
 async def test_every_folder_is_watched_and_watching_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "SETTLE_MS", 10)
     folders = (tmp_path / "a", tmp_path / "b")
