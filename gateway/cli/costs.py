@@ -84,7 +84,7 @@ def log(
     entry = Entry(
         agent=agent, usd=cost, operation=operation, model=model, variant=variant, key=key, user=user, note=text
     )  # fmt: skip
-    with desk(chosen, is_new_allowed=True) as opened:
+    with desk(chosen) as opened:
         try:
             at_ms = read_instant(at, opened.now_ms) if at else opened.now_ms
         except ValueError as error:
@@ -182,7 +182,7 @@ def stop(scope: str, why: str, who: str, chosen: Chosen) -> None:
     """
     from gateway.store.store import Stop
 
-    with desk(chosen, is_new_allowed=True) as opened:
+    with desk(chosen) as opened:
         switch = read_switch(opened.plan, scope)
         thrown = Stop(opened.env, *switch, by=who, why=why, at_ms=opened.now_ms)
         opened.ledger.stop(thrown)

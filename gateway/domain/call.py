@@ -37,7 +37,7 @@ class CallRecord(msgspec.Struct, tag="call", tag_field="event", kw_only=True, om
     names kept apart: what the caller wrote, the reference we chose, what the provider says it was. `experiment` and
     `stage` are those of the agent's rollout, and 0 where it did not choose the arm. `trace_id` is the trace that the
     call belongs to, in 32 hex digits; `span_id` is our own span in it, in 16, where it is sampled. `shadow_of`: the
-    call that this one is a shadow of.
+    call that this one is a shadow of. `cost_nusd` is what was booked of all attempts, without what is in doubt.
     """
 
     id: str

@@ -13,7 +13,8 @@ class Outcome(NamedTuple):
 
     `experiment` and `stage` are 0 where the rollout did not choose the arm: such calls are in no comparison.
     `is_success` is None where the caller left before the end, so nobody knows. Times in ms, first content's for
-    streams only; cost in nUSD, of all attempts. `user` is hashed.
+    streams only; cost in nUSD, what was booked of all attempts. What is in doubt is not in it: that is the most it can
+    be, mostly a hundred times what it is, and an experiment would compare how often providers break. `user` is hashed.
     """
 
     id: str
@@ -55,8 +56,8 @@ def outcome_of(record: CallRecord) -> Outcome | None:
         return None
     usage, cost_nusd = record.usage, 0
     for attempt in record.attempts:
-        # What is in doubt is counted, as the caps count it.
-        cost_nusd += attempt.cost_nusd
+        if not attempt.is_in_doubt:
+            cost_nusd += attempt.cost_nusd
     # By position, in the order of the fields: names take three times as long, and this is on every call's way.
     return Outcome(
         record.id, record.at_ms, record.env, record.agent, record.experiment, record.stage, record.share_bps or 0,

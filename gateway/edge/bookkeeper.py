@@ -23,7 +23,7 @@ from gateway.domain.ledger import Dimensions, LedgerRow, Line
 from gateway.domain.outcome import Outcome, outcome_of
 from gateway.domain.rollout import RolloutState
 from gateway.edge.headroom import Headroom
-from gateway.store.journal import Journal
+from gateway.store.journal import Journal, Position
 from gateway.store.leases import TTL_S
 from gateway.store.store import Batch, Crossing, Spot, Stop, Store, StoreError, Synced
 
@@ -250,14 +250,22 @@ class Bookkeeper:
             self._outcomes.popleft()
         if is_all:
             self._journal.told(written)
-            self._journal.prune(position, self._keep_segments)
         self._take(found)
         self.headroom.answered(wishes)
+        if is_all:
+            self._prune(position)
         # They take what they were granted before the next transaction gives it back to others who want it, or nobody
         # would ever have it for long enough. An answer is shielded, so it needs two turns of the loop to arrive.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self._hear({(env, state.agent): state for env, state in found.rollouts})
+
+    def _prune(self, position: Position) -> None:
+        """Let go of what the store has. What cannot go now is looked at again with the next transaction."""
+        try:
+            self._journal.prune(position, self._keep_segments)
+        except OSError as error:
+            log.warning("old segments of the journal cannot be deleted: %s", error.strerror)
 
     def _outstanding(self, told: Iterable[tuple[LedgerRow, Spent]]) -> list[tuple[Spot, int]]:
         """What leases must still cover when these rows are told, whether or not the rest is in the journal yet."""

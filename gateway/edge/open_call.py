@@ -199,7 +199,6 @@ class OpenCall:
             self.runtime.observer.usage_disbelieved += 1
             self._ended(purse.post_bound())
         attempt.status = 200
-        record.cost_nusd = attempt.cost_nusd
 
     def _ended(self, ended: Ended | None) -> None:
         attempt = self._attempt
@@ -207,6 +206,8 @@ class OpenCall:
             return
         attempt.cost_nusd, attempt.tokens = ended.amounts.nusd, ended.amounts.tokens
         attempt.is_in_doubt = ended.is_in_doubt
+        if not ended.is_in_doubt:
+            self.record.cost_nusd += ended.amounts.nusd
         attempt.duration_ms = round((time.perf_counter() - self.started_s) * 1000 - attempt.started_ms, 3)
         self.record.cost_basis = ended.basis
 
@@ -234,22 +235,28 @@ class OpenCall:
         elapsed_s = time.perf_counter() - self.started_s
         record.duration_ms = round(elapsed_s * 1000, 3)
         record.overhead_ms = round((elapsed_s - self.waited_s) * 1000, 3)
-        self._tell()
-        self.purse.close(record if record.agent else None)
+        # The books first: nothing that is told of a call may stand between it and them.
+        try:
+            self.purse.close(record if record.agent else None)
+        finally:
+            self._tell()
 
     def _tell_fault(self, fault: UpstreamFault) -> None:
         if self._target is not None:
             self.runtime.observer.fault(self._target.upstream, fault.kind)
 
     def _tell(self) -> None:
-        """Tell all who count and show calls."""
+        """Tell all who count and show calls. Whatever is wrong there, the call's books are closed."""
         record = self.record
-        if not record.attempts:
-            self.runtime.observer.refused(record.error)
-        else:
-            self.runtime.observer.call_ended(record)
-        self.trace.end(record)
-        self._log()
+        try:
+            if not record.attempts:
+                self.runtime.observer.refused(record.error)
+            else:
+                self.runtime.observer.call_ended(record)
+            self.trace.end(record)
+            self._log()
+        except Exception:
+            log.exception("bug: a call could not be told of", extra={"fields": {"call_id": record.id}})
 
     def _log(self) -> None:
         record = self.record

@@ -5,10 +5,9 @@ transaction at a time. The invariant: what is changed by hand is in the audit lo
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
@@ -22,7 +21,8 @@ from gateway.store.balances import AccountStatus as AccountStatus
 from gateway.store.balances import balances
 from gateway.store.counting import COUNTED, ROW_COLUMNS, Counted, count_rows, folds, insert_row, load_rules, row_from
 from gateway.store.leases import lost_in
-from gateway.store.schema import open_database, transaction, unusable
+from gateway.store.outcomes import add_cost
+from gateway.store.schema import OpenFile, unusable
 from gateway.store.store import Stop, StoreError, Total
 
 Group = Literal["agent", "model", "variant", "operation", "key", "user"]
@@ -59,16 +59,11 @@ class AuditEntry(NamedTuple):
     details: str
 
 
-class Ledger:
+class Ledger(OpenFile):
     """The ledger in one SQLite file. Every method raises `StoreError`. From any thread, but one call at a time.
 
     `clock` gives unix seconds. `since_ms` is inclusive and `until_ms` is not.
     """
-
-    def __init__(self, path: Path, *, clock: Callable[[], float], is_new_allowed: bool = True) -> None:
-        self._path = path
-        self._clock = clock
-        self._database = open_database(path, is_new_allowed=is_new_allowed, is_checked=False)
 
     def accounts(self, env: str, rules: Sequence[Rule], now_s: float) -> list[AccountStatus]:
         """Every account of these rules in the window that holds `now_s`, in the rules' order and by name.
@@ -259,19 +254,6 @@ class Ledger:
                         )
         return wrong
 
-    def close(self) -> None:
-        """Let go of the database."""
-        self._database.close()
-
-    def __enter__(self) -> "Ledger":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._database, self._path, kind)
-
     def _note(self, database: sqlite3.Connection, who: str, what: str, **details: object) -> None:
         text = "INSERT INTO audit (at_ms, who, what, details) VALUES (?, ?, ?, ?)"
         database.execute(text, (int(self._clock() * 1000), who, what, msgspec.json.encode(details).decode()))
@@ -316,6 +298,8 @@ def _end_doubt(database: sqlite3.Connection, rules: Sequence[Rule], row: LedgerR
     else:
         count_rows(database, rules, [row], sign=-1)
         count_rows(database, rules, [end])
+    if cost is not None:
+        add_cost(database, row.id.rpartition(".")[0], cost.nusd)
     return end
 
 

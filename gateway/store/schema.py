@@ -7,11 +7,11 @@ Almost all in it is integers and text: nUSD, unix milliseconds, unix seconds for
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Literal
+from typing import Literal, Self
 
 from gateway.store.store import StoreError
 
@@ -84,8 +84,9 @@ _MIGRATIONS = (
     );
     """,
     """
-    -- One row per call that a model was asked for: domain/outcome.py. Written once, never changed. In the order of
-    -- coming, not of ids, which are random: an experiment's calls lie together, and are read in a half of the time.
+    -- One row per call that a model was asked for: domain/outcome.py. Only its cost may change, where a doubt ends. In
+    -- the order of coming, not of ids, which are random: an experiment's calls lie together, and are read in a half of
+    -- the time.
     CREATE TABLE calls (
         id TEXT NOT NULL UNIQUE, at_ms INTEGER NOT NULL, env TEXT NOT NULL, agent TEXT NOT NULL,
         experiment INTEGER NOT NULL, stage INTEGER NOT NULL, share_bps INTEGER NOT NULL, variant TEXT NOT NULL,
@@ -133,6 +134,41 @@ _REASONS = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it, or move it away to begin anew",
     sqlite3.SQLITE_NOTADB: "it is not a ledger, or damaged; restore it, or move it away to begin anew",
 }
+
+
+class OpenFile:
+    """The file while somebody uses it: open until it is closed. Raises `StoreError`.
+
+    From any thread, but one call at a time. `clock` gives unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float],
+        is_new_allowed: bool = True,
+        is_checked: bool = False,
+        busy_s: float = BUSY_S,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._database = open_database(path, is_new_allowed=is_new_allowed, is_checked=is_checked, busy_s=busy_s)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _transaction(
+        self, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
+    ) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._database, self._path, kind)
 
 
 def open_database(

@@ -46,8 +46,12 @@ def cells(line: str) -> list[str]:
 # --- Status ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_ledger_it_says_so_and_makes_none(house: House) -> None:
-    result = house.run()
+@pytest.mark.parametrize(
+    "command", ["", "stop --why fire", "log --agent qa_agent --cost 1", "resume", "audit", "verify", "release"]
+)
+def test_without_a_ledger_it_says_so_and_makes_none(house: House, command: str) -> None:
+    # A kill switch in a ledger that nobody reads would stop nothing.
+    result = house.run(*command.split())
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "there is no ledger at state/gateway.db; a gateway makes it when it first serves\n"
     assert not house.ledger_path.exists()
@@ -184,6 +188,7 @@ def test_an_entry_of_another_time_counts_in_the_windows_of_then(house: House) ->
 
 
 def test_an_agent_nobody_knows_is_booked_and_told(house: House) -> None:
+    house.serve()
     result = house.run("log", "--agent", "qa_agnt", "--cost", "1")
     assert result.exit_code == 0
     assert result.stderr == (
@@ -287,6 +292,7 @@ def test_a_release_that_cannot_be_releases_nothing(house: House, arguments: list
     ],
 )
 def test_what_is_stopped_can_be_resumed(house: House, scope: list[str], thrown: tuple[str, str]) -> None:
+    house.serve()
     stopped = house.run("stop", *scope, "--why", "runs wild")
     assert stopped.exit_code == 0
     with house.ledger() as ledger:
@@ -302,6 +308,7 @@ def test_what_is_stopped_can_be_resumed(house: House, scope: list[str], thrown: 
 
 
 def test_a_user_is_stopped_by_the_hash_that_calls_have(house: House) -> None:
+    house.serve()
     house.run("stop", "user=ann@example.org", "--why", "x")
     with house.ledger() as ledger:
         (found,) = ledger.stops("production")
@@ -320,6 +327,7 @@ def test_a_switch_that_would_stop_nothing_is_not_thrown(house: House, scope: str
 
 
 def test_resuming_what_runs_is_exit_status_1_and_names_what_does_not(house: House) -> None:
+    house.serve()
     house.run("stop", "agent=qa_agent", "--why", "x")
     result = house.run("resume")
     assert result.exit_code == 1
@@ -409,6 +417,7 @@ def test_a_kill_switch_is_told_in_slack_by_who_throws_it(
             hook = f"http://127.0.0.1:{server.server_port}/hook/secret"
             policy = f'[alerting]\nenabled = true\nslack_webhook = "{hook}"\n'
             house = House(tmp_path, monkeypatch, policy=policy)
+            house.serve()
             stopped = house.run("stop", "agent=qa_agent", "--why", "runs wild")
             resumed = house.run("resume", "agent=qa_agent")
         finally:

@@ -5,7 +5,7 @@ from gateway.domain.errors import FaultKind
 from gateway.domain.money import Usage
 from gateway.domain.outcome import outcome_of
 
-FAILED = Attempt(ref="m/ft", started_ms=0, fault=FaultKind.SERVER, cost_nusd=30, is_in_doubt=True)
+FAILED = Attempt(ref="m/ft", started_ms=0, fault=FaultKind.CUT, cost_nusd=30)
 ANSWERED = Attempt(ref="m/base", started_ms=5, status=200, cost_nusd=70)
 
 
@@ -23,6 +23,13 @@ def test_a_call_that_another_model_answered_stays_in_its_arm_and_costs_all_its_a
     assert found is not None
     assert (found.variant, found.is_fallback, found.model, found.is_success) == ("finetuned", True, "m/base", True)
     assert (found.cost_nusd, found.prompt_tokens, found.completion_tokens) == (100, 3, 4)
+
+
+def test_what_is_in_doubt_is_no_cost_of_a_call() -> None:
+    doubt = Attempt(ref="m/ft", started_ms=0, fault=FaultKind.RESET, cost_nusd=9_000, is_in_doubt=True)
+    found = outcome_of(record(doubt, ANSWERED))
+    assert found is not None
+    assert found.cost_nusd == 70
 
 
 def test_a_call_that_failed_is_no_success_and_one_whose_caller_left_is_neither() -> None:

@@ -198,6 +198,22 @@ async def test_shares_that_are_reached_are_told_once(tmp_path: Path) -> None:
         assert [crossing.share for crossing in here.crossings] == [0.5, 1.0]
 
 
+async def test_a_share_is_told_though_the_journals_folder_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with office(tmp_path, usd(100, warn_at=(0.5,))) as here:
+
+        def breaks(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(here.journal, "prune", breaks)
+        here.post(here.take(60), 60)
+        await here.told()
+        # The store has written down that it was told, so nobody tells of it again.
+        assert [crossing.share for crossing in here.crossings] == [0.5]
+    assert "old segments of the journal cannot be deleted: Too many open files" in caplog.text
+
+
 async def test_other_rules_are_told_to_the_store_before_anything_else(tmp_path: Path) -> None:
     async with office(tmp_path) as here:
         rules = rules_of([usd(200)], "dev")

@@ -10,7 +10,8 @@ import pytest
 from gateway.domain.trace import TracedCall
 from gateway.telemetry.logs import IN_CALL
 from tests.journey import AT_ONCE, NO_RETRIES, POLICY, WIDE_CAPS, Journey, journey
-from tests.scripted import DONE, delta, finish, refuses, says, streams, usage_chunk
+from tests.running import CHAT, chat
+from tests.scripted import DONE, completion, delta, finish, refuses, says, streams, usage_chunk
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CAME = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=1", "baggage": "tenant=7"}
@@ -58,6 +59,18 @@ async def test_every_attempt_has_a_span_of_its_own_which_its_provider_hears_of(t
         assert parent_of(trip.first.turns[0].headers) == (call.record.trace_id, first.span_id)
         assert parent_of(trip.second.turns[0].headers) == (call.record.trace_id, second.span_id)
         assert first.span_id != second.span_id
+
+
+@pytest.mark.parametrize("odd", ['"seed":"7"', '"seed":1e400', '"top_p":"high"', '"presence_penalty":[]'])
+async def test_what_only_the_provider_understands_is_answered_booked_and_traced(tmp_path: Path, odd: str) -> None:
+    async with journey(tmp_path, refuses(200, completion())) as trip:
+        found = traced(trip)
+        body = msgspec.json.encode(chat())[:-1] + b"," + odd.encode() + b"}"
+        async with trip.session.post(f"{trip.gateway.data_url}{CHAT}", data=body) as response:
+            assert (response.status, response.headers["x-request-id"]) == (200, trip.record.id)
+        (row,) = await trip.booked()
+        assert row.state == "posted"
+        assert [call.record.id for call in found] == [trip.record.id]
 
 
 async def test_a_call_that_is_not_sampled_leaves_no_trace(tmp_path: Path) -> None:

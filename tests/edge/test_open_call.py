@@ -11,7 +11,7 @@ from gateway.domain.ledger import Amounts, State
 from gateway.domain.money import Usage
 from gateway.edge.open_call import OpenCall
 from tests.journey import NO_RETRIES, POLICY, Journey, journey
-from tests.scripted import completion, refuses, resets, says
+from tests.scripted import completion, delta, error_body, refuses, resets, says, streams, usage_chunk
 
 PROMPT_NUSD, COMPLETION_NUSD = 1_000, 2_000
 
@@ -47,6 +47,36 @@ async def test_what_is_held_is_the_bound(tmp_path: Path) -> None:
         assert held(trip) == BOUND
         assert trip.gateway.ledger() == []
         call.finish()
+
+
+async def test_whatever_breaks_in_the_telling_of_a_call_its_books_are_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with journey(tmp_path, says("Paris")) as trip:
+
+        def breaks(_: object) -> None:
+            raise ValueError("a bug")
+
+        trip.gateway.runtime.tracing.export_to(breaks, ratio=1.0, is_parent_based=True)
+        answer = await trip.ask()
+        assert (answer.status, answer.text) == (200, "Paris")
+        state, amounts = await booked(trip)
+        assert (state, amounts.nusd) == ("posted", trip.record.cost_nusd)
+    assert "bug: a call could not be told of" in caplog.text
+
+
+async def test_the_cost_of_a_call_is_what_was_booked_of_all_its_attempts(tmp_path: Path) -> None:
+    scenes = streams(delta("Pa"), usage_chunk(), error_body())
+    async with journey(
+        tmp_path, scenes, second=says("Paris"), policy=f'{POLICY}{NO_RETRIES}[stream]\non_cut = "hold"\n'
+    ) as trip:
+        await trip.ask(stream=True)
+        rows = await trip.booked()
+        assert [row.state for row in rows] == ["posted", "posted"]
+        assert trip.record.cost_nusd == sum(row.amounts.nusd for row in rows)
+        # And so say the metrics.
+        shown = {metric.name: points for metric, points in trip.gateway.runtime.observer.figures()}
+        assert sum(usd for _, usd in shown["model_cost_usd"]) == pytest.approx(trip.record.cost_nusd / 10**9)
 
 
 async def test_finish_settles_and_records_once(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ async def test_an_attempt_is_booked_by_how_it_ended(tmp_path: Path, ending: Endi
         assert (attempt.cost_nusd, attempt.tokens) == (amounts.nusd, amounts.tokens)
         assert attempt.is_in_doubt is (ending.state == "in_doubt")
         assert record.cost_basis == ending.basis
-        assert record.cost_nusd == (amounts.nusd if record.status == 200 and not record.error else 0)
+        assert record.cost_nusd == (amounts.nusd if ending.state == "posted" else 0)
 
 
 HELD_BACK: dict[str, tuple[Any, ...]] = {
@@ -340,7 +340,7 @@ async def test_an_answer_that_is_not_read_on_costs_its_bound(tmp_path: Path, bef
         await trip.first.turns[0].peer_left.wait()
         (row,) = await booked(trip)
         assert (row.state, row.basis, row.amounts) == ("posted", "bound", trip.holds()[row.id].amounts)
-        assert trip.record.client_left
+        assert (trip.record.client_left, trip.record.cost_nusd) == (True, row.amounts.nusd)
 
 
 @pytest.mark.parametrize("before, stream", LEAVING)
