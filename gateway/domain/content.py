@@ -27,13 +27,15 @@ _ASKED = {
     "n": "choice.count",
 }
 _number = msgspec.json.Decoder(int | float | None)
+# A span has room for 64 bits, and one number that does not fit would cost its whole batch.
+_MOST = 2**63 - 1
 
 
 def asked(fields: Mapping[str, Raw]) -> dict[str, int | float]:
-    """The numbers that a request sets."""
+    """The numbers that a request sets. Never raises: what is no number is its provider's to refuse, and is not told."""
     found = {}
     for field, name in _ASKED.items():
-        value = _number.decode(fields[field]) if field in fields else None
+        value = _read_number(fields[field]) if field in fields else None
         if value is not None:
             found[name] = value
     return found
@@ -63,6 +65,14 @@ def read_choices(body: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return answer.get("choices") if isinstance(answer, dict) else None
+
+
+def _read_number(value: Raw) -> int | float | None:
+    try:
+        number = _number.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if isinstance(number, int) and not -_MOST <= number <= _MOST else number
 
 
 def _decoded(messages: Raw) -> list[Any]:

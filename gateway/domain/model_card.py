@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 _REPLACEMENT_CHARS = 100
+# What lies outside of these is no date that anybody meant, and near the ends of the calendar no time could be written.
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
 
 
 class ModelCard(NamedTuple):
@@ -57,6 +59,8 @@ def _card(found: Any) -> ModelCard | None:
 def _instant(text: Any) -> float | None:
     try:
         at = datetime.fromisoformat(text)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         return None
+    if not _FIRST_YEAR <= at.year <= _LAST_YEAR:
+        return None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

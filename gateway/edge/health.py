@@ -106,7 +106,11 @@ class Health:
             every_s = self._runtime.plan.health.every_s
             await asyncio.sleep(every_s or _IDLE_S)
             if every_s:
-                await self.look()
+                try:
+                    await self.look()
+                except Exception:
+                    # The loop must go on: without it no end is noticed any more, and nobody would hear of that.
+                    log.exception("bug in the look at the models")
 
     async def look(self) -> None:
         """See that what the providers said is recent: ask them, or wait for those who are asking already."""

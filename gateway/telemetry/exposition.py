@@ -18,6 +18,8 @@ from prometheus_client.registry import Collector
 from gateway.telemetry.distribution import Distribution, Exemplar, Figures
 from gateway.telemetry.metrics import Declared, Kind
 
+OPENMETRICS = "application/openmetrics-text"
+_CLASSIC, _OPEN = choose_encoder(""), choose_encoder(OPENMETRICS)
 _FAMILIES = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}
 
 
@@ -50,7 +52,7 @@ class Exposition:
 
     async def text(self, accept: str) -> tuple[bytes, str]:
         """The text and its content type; OpenMetrics, which has exemplars, where `accept` asks for it."""
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = _chosen(accept)
         rendering = self._next.get(content_type)
         if rendering is None:
             task = self._render(encode, content_type)
@@ -62,6 +64,17 @@ class Exposition:
         async with self._rendering:
             del self._next[content_type]
             return await asyncio.to_thread(encode, Snapshot(self._figures()))
+
+
+def _chosen(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """What writes the text, and its content type: one of two, whatever else is asked for."""
+    try:
+        _, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It stumbles over a version that is not all numbers, such as one in quotation marks, as HTTP allows.
+        return _CLASSIC
+    # What was asked for would else be repeated in our own header, and each spelling of it be rendered anew.
+    return _OPEN if content_type.startswith(OPENMETRICS) else _CLASSIC
 
 
 def _kept(value: float | Distribution) -> float | Distribution:

@@ -90,7 +90,11 @@ SPANS_DROPPED = Declared(
     "gateway_spans_dropped", Kind.COUNTER, "Spans that no collector will get, by why.", ("reason",), "{span}"
 )
 RELOADS = Declared("gateway_config_reloads", Kind.COUNTER, "Reloads of the configuration.", ("result",), "{reload}")
-RELOAD_OK = Declared("gateway_config_is_current", Kind.GAUGE, "1 while the files on disk are the ones in force.")
+RELOAD_OK = Declared(
+    "gateway_config_is_current",
+    Kind.GAUGE,
+    "0 while a reload was refused and the files of before are in force, else 1.",
+)
 SHARE = Declared("gateway_rollout_share", Kind.GAUGE, "Share of users with the fine-tuned model, 0 to 1.", ("agent",))
 PHASE = Declared(
     "gateway_rollout_phase", Kind.GAUGE, "1 for the phase that a rollout is in, 0 for the others.", ("agent", "phase")

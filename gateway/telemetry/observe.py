@@ -2,7 +2,8 @@
 
 `prometheus_client`'s own counters cost 0.4 to 2 µs each and OpenTelemetry's 8; a call here fills one cell, found by one
 look-up, in about a microsecond. Rendering is exposition's and otlp's. Labels come from the plan's names only: whatever
-else a caller writes becomes `other`, so strangers cannot grow the memory.
+else a caller writes becomes `other`, so strangers cannot grow the memory. What an alert or a rate is made of stands at
+0 before it happens: a series that begins at 7 has not grown, for Prometheus, and a first burst would not be seen.
 """
 
 import time
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.decide.breaker import State
+from gateway.decide.health import arms_in_use
 from gateway.decide.plan import RAW_AGENT, Plan
 from gateway.decide.standing import Standing
 from gateway.domain.call import CallRecord
-from gateway.domain.errors import CODES
+from gateway.domain.errors import CODES, FaultKind
 from gateway.domain.money import NUSD_PER_USD
 from gateway.telemetry.distribution import Distribution, Exemplar, Figures
 from gateway.telemetry.metrics import (
@@ -55,6 +57,11 @@ if TYPE_CHECKING:
 _LEVELS = {State.CLOSED: 0.0, State.HALF_OPEN: 1.0, State.OPEN: 2.0}
 # Our own share of a call is far below a millisecond, so its edges are finer than those of the model's latency.
 OVERHEAD_EDGES_MS = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 25, 100)
+# The refusals that prometheus/rules.yml counts, and the errors that are a provider's doing.
+COUNTED_REFUSALS = (
+    "budget_exceeded", "budget_reserved", "budget_unavailable", "model_not_priced", "journal_unavailable",
+)  # fmt: skip
+PROVIDER_ERRORS = tuple(code for code in CODES if code.startswith("upstream_"))
 
 
 class Cell:
@@ -73,7 +80,7 @@ class Cell:
 
     def __init__(self, edges_ms: tuple[float, ...]) -> None:
         self.requests = 0
-        self.errors: dict[str, int] = {}
+        self.errors = dict.fromkeys(PROVIDER_ERRORS, 0)
         self.fallbacks = 0
         self.cost_nusd = 0
         self.input_tokens = 0
@@ -91,7 +98,7 @@ class Observer:
         self._resumed: dict[str, int] = {}
         self.edges_ms = edges_ms
         self._cells: dict[tuple[str, str, str], Cell] = {}
-        self._refusals: dict[str, int] = {}
+        self._refusals = dict.fromkeys(COUNTED_REFUSALS, 0)
         self._faults: dict[tuple[str, str], int] = {}
         self._reloads = {"ok": 0, "failed": 0}
         self._exports: dict[tuple[str, str], int] = {}
@@ -119,6 +126,14 @@ class Observer:
         targets = [target for agent in plan.agents.values() for target in (*agent.finetuned, *agent.baseline)]
         self._models = frozenset(target.ref for target in targets)
         self._agents = frozenset((*plan.agents, RAW_AGENT))
+        for key in _arms(plan):
+            if key not in self._cells:
+                self._cells[key] = Cell(self.edges_ms)
+        for upstream in {target.upstream for target in targets}:
+            for kind in FaultKind:
+                self._faults.setdefault((upstream, kind), 0)
+        for share in {share for rule in plan.rules for share in rule.warn_at}:
+            self._crossed.setdefault(f"{share:g}", 0)
         if self.operations is not None:
             self.operations.take_plan(plan)
 
@@ -149,8 +164,9 @@ class Observer:
             _exemplify(cell, record)
 
     def refused(self, code: str) -> None:
-        """Count a request that no model was asked for. `code` is one of domain/errors.py."""
-        self._refusals[code] = self._refusals.get(code, 0) + 1
+        """Count a request that no model was asked for. `code` is one of domain/errors.py; empty: its caller left."""
+        if code:
+            self._refusals[code] = self._refusals.get(code, 0) + 1
 
     def fault(self, upstream: str, kind: str) -> None:
         """Count an attempt that failed."""
@@ -237,8 +253,9 @@ class Observer:
         yield COST, [(labels, cell.cost_nusd / NUSD_PER_USD) for labels, cell in cells]
         tokens = [(labels, (("input", cell.input_tokens), ("output", cell.output_tokens))) for labels, cell in cells]
         yield TOKENS, [((*labels, direction), count) for labels, both in tokens for direction, count in both]
-        yield LATENCY, [(labels, cell.latency_ms) for labels, cell in cells]
-        yield FIRST_CHUNK, [(labels, cell.first_chunk_ms) for labels, cell in cells]
+        # Histograms are most of a scrape, and those of models that were never asked would be most of them.
+        yield LATENCY, [(labels, cell.latency_ms) for labels, cell in cells if cell.requests]
+        yield FIRST_CHUNK, [(labels, cell.first_chunk_ms) for labels, cell in cells if cell.requests]
 
     def _own(self) -> Iterable[Figures]:
         agents = self.plan.agents.items()
@@ -270,6 +287,15 @@ class Observer:
             (BUILD, [((__version__, self.plan.env), 1.0)]),
             (OVERHEAD, [((), self._overhead_ms)]),
         )
+
+
+def _arms(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Agent, model and variant of all that callers may get now."""
+    for name, agent in plan.agents.items():
+        in_use = arms_in_use(plan, agent)
+        for variant, chain in (("finetuned", agent.finetuned), ("baseline", agent.baseline)):
+            if chain in in_use:
+                yield from ((name, target.ref, variant) for target in chain)
 
 
 def _exemplify(cell: Cell, record: CallRecord) -> None:

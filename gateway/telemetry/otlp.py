@@ -22,7 +22,7 @@ from gateway.telemetry.gen_ai import Operations, providers_of
 from gateway.telemetry.observe import Observer
 from gateway.telemetry.otlp_exporter import Listening, make_exporter
 from gateway.telemetry.otlp_metrics import metrics_data, resource_of
-from gateway.telemetry.otlp_signal import SignalExport
+from gateway.telemetry.otlp_signal import GRACE_S, SignalExport
 from gateway.telemetry.otlp_traces import spans_of
 from gateway.telemetry.span_queue import SpanQueue, span_count
 
@@ -43,10 +43,12 @@ class OtlpExport:
         self._operations = Operations(plan)
         self._metrics = self._traces = None
         if otel.metrics.url and (exporter := make_exporter("metrics", otel.metrics, listening)) is not None:
-            self._metrics = SignalExport("metrics", exporter, observer, every_s=otel.interval_s)
+            late_s = otel.metrics.timeout_s + GRACE_S
+            self._metrics = SignalExport("metrics", exporter, observer, every_s=otel.interval_s, late_s=late_s)
             observer.take_operations(self._operations)
         if otel.traces.url and (exporter := make_exporter("traces", otel.traces, listening)) is not None:
-            self._traces = SignalExport("traces", exporter, observer, every_s=otel.batching.delay_s)
+            late_s = otel.traces.timeout_s + GRACE_S
+            self._traces = SignalExport("traces", exporter, observer, every_s=otel.batching.delay_s, late_s=late_s)
         listening.tell()
         self._queue = SpanQueue(otel.batching.max_queue_spans, partial(observer.spans_dropped, reason="queue_full"))
         self._began_ns = time.time_ns()

@@ -101,19 +101,19 @@ def make_exporter(signal: Signal, exporting: Exporting, listening: Listening) ->
 
 
 def _made(signal: Signal, exporting: Exporting) -> Any:
-    """Imported here: each is paid for only by those who use it."""
+    """Imported here: each is paid for only by those who use it. Their `timeout` is in seconds."""
     if exporting.protocol == "grpc" and signal == "metrics":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetrics
 
-        return GrpcMetrics(endpoint=exporting.url)
+        return GrpcMetrics(endpoint=exporting.url, timeout=exporting.timeout_s)
     if exporting.protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpans
 
-        return GrpcSpans(endpoint=exporting.url)
+        return GrpcSpans(endpoint=exporting.url, timeout=exporting.timeout_s)
     if signal == "metrics":
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
-        return OTLPMetricExporter(endpoint=exporting.url)
+        return OTLPMetricExporter(endpoint=exporting.url, timeout=exporting.timeout_s)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(endpoint=exporting.url)
+    return OTLPSpanExporter(endpoint=exporting.url, timeout=exporting.timeout_s)

@@ -146,5 +146,8 @@ async def test_prometheus_answers_every_query_of_the_dashboard(tmp_path: Path) -
     environments, instances, agents, models = values
     assert environments == {"dev"}
     assert instances == {address}
-    assert agents == {"qa_agent", "support_agent", "legal_agent", "content_agent", "short_agent"}
+    # All that there are, also the one that nobody called.
+    assert agents == {
+        "qa_agent", "support_agent", "legal_agent", "content_agent", "short_agent", "analyst_agent",
+    }  # fmt: skip
     assert {"sim/ft:qa", "sim/simulator-small", "sim/simulator-large", "sim/fault:503"} <= models

@@ -1,5 +1,6 @@
 """A call's texts as spans show them: every text scrubbed and bounded, and whatever comes, some list of messages."""
 
+from json import dumps
 from typing import Any
 
 import msgspec
@@ -79,6 +80,35 @@ def test_whatever_comes_becomes_a_list_of_messages(value: Any) -> None:
 @pytest.mark.parametrize("body", [b"", b"[1]", b"\xff", b'"x"', b"[" * 100_000, b'{"choices": 1}'])
 def test_an_answer_that_is_none_shows_nothing(body: bytes) -> None:
     assert output_messages(read_choices(body), max_chars=5) == "[]"
+
+
+SETTINGS = [
+    "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b'"7"', b"true", b"1e400", b"-1e400", b"9" * 5_000, b"9223372036854775808", b"[7]", b"{}", b"[" * 100_000, b"\xff",
+     b"", b"7 7", b"null", b"NaN"],
+)  # fmt: skip
+def test_what_is_no_number_that_a_span_can_hold_is_not_told(written: bytes) -> None:
+    assert asked({"seed": msgspec.Raw(written), "n": msgspec.Raw(b"2")}) == {"choice.count": 2}
+
+
+@given(
+    st.dictionaries(st.sampled_from(SETTINGS), json | st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+)
+def test_whatever_a_request_sets_only_numbers_are_told(fields: dict[str, Any]) -> None:
+    # json writes what msgspec will not, such as whole numbers of any length.
+    found = asked({name: msgspec.Raw(dumps(value).encode()) for name, value in fields.items()})
+    assert all(type(value) in (int, float) for value in found.values())
+    assert all(abs(value) < 2**63 for value in found.values() if isinstance(value, int))
+
+
+@given(st.binary(max_size=20))
+def test_no_bytes_upset_it(written: bytes) -> None:
+    asked(dict.fromkeys(SETTINGS, msgspec.Raw(written)))
 
 
 def test_the_numbers_of_a_request_go_by_the_names_of_the_conventions() -> None:

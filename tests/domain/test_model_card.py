@@ -1,5 +1,6 @@
 """Model cards as providers send them, and as they should not."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.model_card import ModelCard, read_card, read_cards
+from gateway.domain.spans import format_time
 
 OPENAI: dict[str, Any] = {"id": "gpt-4o", "object": "model", "created": 1, "owned_by": "system"}
 MISTRAL = {**OPENAI, "id": "open-mistral-7b", "type": "base", "capabilities": {}, "deprecation": "2026-12-31T00:00:00Z"}
@@ -33,6 +35,22 @@ def test_a_date_of_deprecation_is_an_instant_however_it_is_written(written: str)
 @pytest.mark.parametrize("nonsense", ["soon", "", 20261231, True, [], {}, "2026-13-01"])
 def test_a_date_that_is_none_is_no_end(nonsense: Any) -> None:
     assert card(deprecation=nonsense) == ModelCard("gpt-4o")
+
+
+@pytest.mark.parametrize(
+    "far",
+    ["9999-12-31T23:59:59-08:00", "9999-12-31", "9001-01-01", "0001-01-01T00:00:00+14:00", "0001-01-01", "1969-12-31"],
+)
+def test_a_date_that_nobody_can_have_meant_is_no_end(far: str) -> None:
+    assert card(deprecation=far) == ModelCard("gpt-4o")
+
+
+@given(st.datetimes(timezones=st.none() | st.timezones()))
+def test_every_end_that_is_told_can_be_written(at: datetime) -> None:
+    found = card(deprecation=at.isoformat())
+    assert found is not None
+    if found.retires_s is not None:
+        assert format_time(round(found.retires_s * 1000)).endswith("Z")
 
 
 def test_only_true_is_archived() -> None:

@@ -1,5 +1,7 @@
 """Trace context and baggage: what is in order is read and written again, and what is not is as if it had not come."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +129,57 @@ def test_of_too_long_a_state_the_long_and_the_old_go_first() -> None:
 )
 def test_baggage_is_kept_whole_or_not_at_all(came: list[str], kept: str) -> None:
     assert read_baggage(came) == kept
+
+
+@pytest.mark.parametrize(
+    ("came", "is_kept"),
+    [
+        ("a=1" + ";b= " * 2_000, True),
+        ("a=1" + ";b= " * 2_000 + "\\", False),
+        ("a=" + " " * 8_000 + "1", True),
+        ("a=" + " " * 8_000 + "\\", False),
+        ("a" + " " * 8_000 + "\\", False),
+        ("a=1" + " " * 8_000 + "\\", False),
+        ("a=1;" + " " * 8_000 + "\\", False),
+        ("a=1;b" + " ;" * 4_000 + "\\", False),
+        ("a" * 8_000 + "\\", False),
+        ("a=1;" + "b" * 8_000 + "\\", False),
+        ("=" * 8_000 + "\\", False),
+    ],
+    ids=range(11),
+)
+def test_baggage_that_is_made_to_be_hard_to_read_is_read_at_once(came: str, is_kept: bool) -> None:
+    # The first two would have taken a regular expression with two ways to match a blank 2**2000 steps.
+    assert len(came) <= MAX_BAGGAGE_CHARS
+    assert bool(read_baggage([came])) == is_kept
+
+
+def test_state_and_parent_that_are_made_to_be_hard_to_read_are_read_at_once() -> None:
+    for hard in (
+        "a" * 8_000,
+        "a=" + " " * 8_000,
+        "a" * 255 + "=" + " " * 255,
+        "a@" * 4_000,
+        "a=" + "b" * 255 + " " * 8_000,
+    ):
+        assert read_state([hard + "\n"]) == ""
+        assert read_parent([f"01-{TRACE}-{SPAN}-01-" + hard + "\n\n."]) is None
+
+
+_GRAMMAR = re.compile(
+    r"(?:{token}){blank}={blank}(?:{value})(?:{blank};{blank}(?:{token})(?:{blank}={blank}(?:{value}))?)*".format(
+        token=r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+",
+        blank=r"[ \t]*",
+        value=r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*",
+    )
+)
+
+
+@given(st.text('ab=;; \t\\"\x0b\xa0', max_size=14))
+def test_an_entry_is_baggage_if_it_is_by_the_recommendations_grammar(entry: str) -> None:
+    entry = entry.strip(" \t")
+    # As the recommendation has it, in one piece; which only texts as short as these may be read with.
+    assert bool(read_baggage([entry])) == (_GRAMMAR.fullmatch(entry) is not None)
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,9}", fullmatch=True), st.text(max_size=20), max_size=9))

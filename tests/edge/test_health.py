@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from gateway.decide.health import Condition, Overall
 from gateway.decide.plan import Plan
@@ -469,6 +470,35 @@ async def test_a_gateway_looks_by_itself_so_that_an_end_is_noticed_though_nobody
                 metrics = (await admin.reply()).body
         assert b'gateway_model_retires_in_days{model="sim/simulator-small"} -' in metrics
         assert len(provider.turns) == 2
+
+
+async def test_a_bug_in_a_look_is_told_and_the_next_look_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(BASELINE + "[health]\nevery_s = 0.001\ncache_s = 0.001\n")
+    bench.one.answers["base"] = cast("Answer", (200, {"id": "base"}))
+    look_up, looks = bench.one.look_up, 0
+
+    async def stumbles(model: str, *, within_s: float) -> Exchange:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ZeroDivisionError
+        return await look_up(model, within_s=within_s)
+
+    bench.one.look_up = stumbles  # type: ignore[method-assign]
+    async for _ in bench.health.run(web.Application()):
+        await bench.one.began.wait()
+    assert looks >= 2
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "bug in the look at the models"
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("far", ["9999-12-31T23:59:59-08:00", "0001-01-01T00:00:00+14:00", "0001-01-01"])
+async def test_a_date_that_nobody_can_have_meant_is_no_end_and_spoils_nothing(far: str) -> None:
+    bench = Bench()
+    bench.one.answers["base"] = card("base", deprecation=far)
+    found = await bench.models()
+    assert (found["one/base"]["verdict"], found["one/base"]["retires_at"]) == ("OK", None)
 
 
 async def test_a_gateway_stops_at_once_though_a_look_is_under_way(tmp_path: Path) -> None:

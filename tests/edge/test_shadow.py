@@ -113,6 +113,18 @@ def body_of(answer: Answer) -> bytes:
     return re.sub(rb"overhead-ms=[\d.]+", b"", answer.body)
 
 
+async def test_of_a_shadow_nobody_can_say_anything(tmp_path: Path) -> None:
+    async with shadowed(tmp_path) as trip:
+        await trip.ask(user="ann")
+        await at_rest(trip)
+        await trip.booked()
+        (call,), (shadow,) = split(trip.gateway)
+        for id, status in ((call.id, 200), (shadow.id, 404)):
+            said = {"call_id": id, "score": 1}
+            async with trip.session.post(f"{trip.gateway.data_url}/v1/feedback", json=said) as response:
+                assert response.status == status
+
+
 # --- What the caller sees ---------------------------------------------------------------------------------------------
 
 
@@ -246,6 +258,8 @@ async def test_nothing_that_judges_models_hears_of_it(tmp_path: Path, shadow: Sc
         own, others = [], []
         for line in (await metrics(trip)).split("\n"):
             (own if line.startswith("gateway_shadow_calls_total{") else others).append(line)
+        # What stands at 0 from the beginning has heard of nothing.
+        others = [line for line in others if not line.endswith(" 0.0") or "breaker" in line]
         (counted,) = own
         assert counted.endswith(" 8.0")
         assert {'agent="qa_agent"', 'variant="finetuned"', f'result="{result}"'} == set(
@@ -338,8 +352,9 @@ async def test_a_used_up_cap_refuses_no_caller_and_leaves_no_trace_but_the_count
         await at_rest(trip)
         assert results(trip) == {"refused": 5}
         assert trip.second.turns == []
-        assert "gateway_refusals_total{" not in await metrics(trip)
-        assert trip.gateway.runtime.observer._crossed == {}
+        refusals = [line for line in (await metrics(trip)).split("\n") if line.startswith("gateway_refusals_total{")]
+        assert {line.rpartition(" ")[2] for line in refusals} == {"0.0"}
+        assert not any(trip.gateway.runtime.observer._crossed.values())
         _, shadows = split(trip.gateway)
         assert shadows == []
 

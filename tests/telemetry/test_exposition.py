@@ -12,15 +12,16 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.telemetry.distribution import Distribution, Exemplar, Figures
-from gateway.telemetry.exposition import Exposition, Snapshot
+from gateway.telemetry.exposition import OPENMETRICS, Exposition, Snapshot
 from gateway.telemetry.metrics import METRICS, Declared, Kind
 from tests.raw_http import connected, request
 from tests.running import RunningGateway, running_gateway
-from tests.telemetry.test_observe import FAULTY, FINETUNED, OPENMETRICS, call, make_calls, samples, scrape, total
+from tests.telemetry.test_observe import FAULTY, FINETUNED, call, make_calls, samples, scrape, total
 
 COUNTED = Declared("gateway_things", Kind.COUNTER, "Things.", ("kind",), "{thing}")
 TIMED = Declared("model_wait_ms", Kind.HISTOGRAM, "A wait.", (), "ms")
 ACCEPT = "application/openmetrics-text; version=1.0.0"
+OPEN = f"Accept: {ACCEPT}\r\n".encode()
 OTLP = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "86400000",
     "OTEL_TRACES_SAMPLER": "parentbased_always_on",
@@ -88,12 +89,37 @@ async def test_each_format_is_rendered_for_those_who_want_it() -> None:
     assert not classic.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        'application/openmetrics-text; version="1.0.0"', "application/openmetrics-text; version=abc",
+        "application/openmetrics-text;version=1.x,text/plain;q=0.1", "text/plain; version=abc",
+        "application/openmetrics-text; version=0.0.1", "text/plain; version=1.0.0; escaping=allow-utf-8", "nonsense;;=",
+    ],
+)  # fmt: skip
+async def test_a_version_that_nobody_knows_gets_the_classic_text(accept: str) -> None:
+    exposition = Exposition(_Figures())
+    assert await exposition.text(accept) == (
+        (await Exposition(_Figures()).text(""))[0],
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
+
+
+async def test_nothing_of_what_is_asked_for_comes_back_and_no_spelling_of_it_is_rendered_anew() -> None:
+    figures = _Figures()
+    exposition = Exposition(figures)
+    asked = [f"{OPENMETRICS}; version=1.0.{number}.\udcff; escaping=dots" for number in range(9)]
+    found = await asyncio.gather(*map(exposition.text, [ACCEPT, OPENMETRICS, *asked]))
+    assert figures.readings == 1
+    assert {content_type for _, content_type in found} == {f"{ACCEPT}; charset=utf-8"}
+
+
 # --- Of a whole gateway ----------------------------------------------------------------------------------------------
 
 
 async def _scraped(gateway: RunningGateway) -> tuple[str, str]:
     await make_calls(gateway)
-    (_, classic), (_, opened) = await scrape(gateway), await scrape(gateway, OPENMETRICS)
+    (_, classic), (_, opened) = await scrape(gateway), await scrape(gateway, OPEN)
     return classic, opened
 
 
@@ -122,7 +148,7 @@ async def test_exemplars_are_in_openmetrics_and_name_traces_of_the_journal(tmp_p
 async def test_calls_that_are_not_sampled_leave_no_exemplar(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as gateway, connected(gateway.data_url) as connection:
         assert await call(connection, stream=True) == 200
-        _, opened = await scrape(gateway, OPENMETRICS)
+        _, opened = await scrape(gateway, OPEN)
     assert " # {" not in opened
 
 

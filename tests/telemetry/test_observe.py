@@ -1,5 +1,6 @@
 """The metrics, read back by Prometheus' own parsers and held against the calls that were made."""
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -9,8 +10,13 @@ from prometheus_client import parser as classic_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from gateway.decide.breaker import Admission
+from gateway.decide.standing import Standing
+from gateway.domain.errors import FaultKind
 from gateway.domain.money import NUSD_PER_USD
-from gateway.telemetry.metrics import BREAKER, METRICS
+from gateway.domain.policy import Breakers, Retries
+from gateway.telemetry.metrics import BREAKER, CROSSED, ERRORS, FAULTS, METRICS, REFUSALS, REQUESTS, Declared
+from gateway.telemetry.observe import COUNTED_REFUSALS, PROVIDER_ERRORS, Observer
+from tests.planning import plan_of
 from tests.raw_http import CANARY, RawConnection, connected, ordinary, request
 from tests.running import RunningGateway, running_gateway
 from tests.scripted import DONE, delta, finish, refuses, says, scripted, streams
@@ -204,6 +210,105 @@ async def test_strangers_cannot_grow_the_number_of_series(tmp_path: Path) -> Non
         assert len(gateway.runtime.observer._cells) == cells
         assert CANARY.decode() not in text
         assert total(samples(text), "model_requests_total", model="other") > 0
+
+
+# --- A first burst ---------------------------------------------------------------------------------------------------
+
+
+def grown(before: Samples, after: Samples, name: str, **labels: str) -> float:
+    """By how much, as Prometheus' increase() sees it: a series that was not there before has not grown."""
+    wanted = set(labels.items())
+    known = [key for key in after if key[0] == name and wanted <= set(key[1]) and key in before]
+    return sum(after[key] - before[key] for key in known)
+
+
+async def test_a_first_burst_between_two_scrapes_is_seen(tmp_path: Path) -> None:
+    cap = '[[caps]]\nscope = "user"\nper = "day"\nrequests = 1\nwarn_at = [0.5]\n'
+    agents = FAULTY + '[agents.lost_agent]\nfinetuned = "sim/fault:500"\nbaseline = "sim/fault:500"\n'
+    async with running_gateway(tmp_path, agents=agents, policy=FINETUNED + cap) as gateway:
+        before = samples((await scrape(gateway))[1])
+        async with connected(gateway.data_url) as connection:
+            for user in ("u1", "u2"):
+                assert await call(connection, model="lost_agent", user=user) == 500
+                assert await call(connection, model="support_agent", user=user) == 200
+                for _ in range(3):
+                    assert await call(connection, model="support_agent", user=user) == 429
+        # As the bookkeeper does, when the store has told it.
+        for share in (0.5, 1.0):
+            gateway.runtime.observer.crossed(share)
+        after, records = samples((await scrape(gateway))[1]), gateway.journal()
+    assert grown(before, after, "gateway_refusals_total", code="budget_exceeded") == 6
+    assert grown(before, after, "model_requests_total") == 4
+    assert grown(before, after, "model_fallbacks_total", agent="support_agent", model="sim/simulator-small") == 2
+    assert grown(before, after, "model_errors_total", agent="lost_agent", code="upstream_error") == 2
+    assert grown(before, after, "model_tokens_total", direction="output") > 0
+    faults = [attempt.fault for one in records for attempt in one.attempts if attempt.fault is not None]
+    assert grown(before, after, "gateway_upstream_faults_total", kind="server") == len(faults) > 4
+    assert grown(before, after, "gateway_cap_warnings_total", share="0.5") >= 1
+    assert grown(before, after, "gateway_cap_warnings_total", share="1") >= 1
+    # The rest, of which there may be much, begins when it happens.
+    assert total(before, "model_latency_ms_count") == 0
+    assert not [key for key in before if key[0].startswith("model_latency_ms")]
+
+
+def test_what_is_at_0_from_the_beginning_is_what_the_alerts_count() -> None:
+    rules = (Path(__file__).parent.parent.parent / "prometheus" / "rules.yml").read_text()
+    (counted,) = re.findall(r'gateway_refusals_total\{code=~"([^"]*)"\}', rules)
+    assert set(counted.split("|")) == set(COUNTED_REFUSALS)
+    assert {"upstream_error", "upstream_cut", "upstream_timeout", "upstream_unreachable"} <= set(PROVIDER_ERRORS)
+
+
+def observer_of(policy: str = "", config: str | None = None) -> Observer:
+    plan = plan_of(policy) if config is None else plan_of(policy, config=config)
+    return Observer(plan, Standing(Breakers(), Retries()), (10, 100))
+
+
+def rows(observer: Observer, metric: Declared) -> dict[tuple[str, ...], object]:
+    return {labels: value for declared, found in observer.figures() if declared is metric for labels, value in found}
+
+
+def test_models_stand_at_0_in_the_arms_that_callers_may_get() -> None:
+    baseline = {
+        ("qa_agent", "mistral/base", "baseline"), ("qa_agent", "openai/gpt-4o", "baseline"),
+        ("qa_agent", "sim/small", "baseline"), ("legal_agent", "mistral/base", "baseline"),
+    }  # fmt: skip
+    observer = observer_of("[models]\nuse_finetuned = false")
+    assert rows(observer, REQUESTS) == dict.fromkeys(baseline, 0)
+    assert rows(observer, ERRORS).keys() == {(*labels, code) for labels in baseline for code in PROVIDER_ERRORS}
+    # A rollout that begins brings the other arm, and one that was taken back leaves it.
+    observer.take_plan(plan_of("[ab_testing]\nenabled = true\nrollout_percentage = 10"))
+    both = rows(observer, REQUESTS).keys()
+    assert both > baseline
+    assert ("qa_agent", "mistral/ft:qa", "finetuned") in both
+    observer.take_plan(plan_of("[models]\nuse_finetuned = false"))
+    assert rows(observer, REQUESTS).keys() == both
+
+
+def test_zeros_are_as_many_as_the_configuration_has_names() -> None:
+    observer = observer_of()
+    assert len(rows(observer, FAULTS)) == 3 * len(FaultKind)
+    before = sum(len(found) for _, found in observer.figures())
+    for _ in range(9):
+        observer.take_plan(plan_of())
+    assert sum(len(found) for _, found in observer.figures()) == before
+
+
+def test_a_reload_takes_nothing_back() -> None:
+    observer = observer_of()
+    observer.fault("sim", FaultKind.CUT)
+    observer.crossed(1.0)
+    observer.refused("budget_exceeded")
+    observer.take_plan(plan_of())
+    assert rows(observer, FAULTS)["sim", "cut"] == 1
+    assert rows(observer, CROSSED)["1",] == 1
+    assert rows(observer, REFUSALS)["budget_exceeded",] == 1
+
+
+def test_a_caller_who_left_before_a_model_was_asked_is_no_refusal() -> None:
+    observer = observer_of()
+    before = rows(observer, REFUSALS)
+    observer.refused("")
+    assert rows(observer, REFUSALS) == before == dict.fromkeys(((code,) for code in COUNTED_REFUSALS), 0)
 
 
 # --- What failover knows ---------------------------------------------------------------------------------------------

@@ -39,13 +39,15 @@ from tests.telemetry.test_observe import (
 SECRET = "hush-hush-4711"
 # What changes by itself, between a scrape and an export.
 CHANGING = ("gateway_connections", "gateway_journal_behind_bytes")
+# No time for second tries; and time enough for whoever wants to see a collector hang.
+HURRIED = {"OTEL_EXPORTER_OTLP_TIMEOUT": "500"}
+PATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "30000"}
 
 
 @pytest.fixture(autouse=True)
-def _without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter's own variables: a key in the headers, and no time for second tries."""
+def _with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter's own variable: a key in the headers."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{SECRET}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
 
 
 class _Log(logging.Handler):
@@ -80,7 +82,7 @@ def told(said: _Log) -> list[tuple[str, str]]:
 
 def to(url: str, **variables: str) -> dict[str, str]:
     """Metrics only; what is said of traces is in test_otlp_traces.py."""
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_TRACES_EXPORTER": "none", **variables}
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_TRACES_EXPORTER": "none", **HURRIED, **variables}
 
 
 def exporter(gateway: RunningGateway) -> OtlpExport:
@@ -291,7 +293,7 @@ async def test_why_is_told_by_its_kind_and_not_in_words_that_may_quote_the_addre
 
 
 async def _hangs(tmp_path: Path, found: Collector, said: _Log) -> None:
-    variables = to(found.url, OTEL_METRIC_EXPORT_INTERVAL="100")
+    variables = to(found.url, OTEL_METRIC_EXPORT_INTERVAL="100", **PATIENT)
     async with running_gateway(tmp_path, environ=variables) as gateway:
         await found.asked.wait()
         async with connected(gateway.data_url) as connection:
@@ -312,7 +314,6 @@ async def test_a_collector_that_hangs_holds_up_neither_calls_nor_scrapes_nor_the
     tmp_path: Path, said: _Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "CLOSING_S", 0.05)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
     async with collector() as found:
         found.answering.clear()
         await _hangs(tmp_path, found, said)
@@ -360,6 +361,7 @@ def traces_to(url: str, **variables: str) -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_TRACES_SAMPLER": "parentbased_always_on",
         "OTEL_BSP_SCHEDULE_DELAY": "86400000",
+        **HURRIED,
         **variables,
     }
 
@@ -528,7 +530,7 @@ async def test_spans_that_nobody_takes_are_counted_and_an_outage_is_told_once(tm
 
 
 async def _hangs_on_traces(tmp_path: Path, found: Collector) -> None:
-    variables = traces_to(found.url, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32")
+    variables = traces_to(found.url, OTEL_BSP_MAX_QUEUE_SIZE="64", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="32", **PATIENT)
     async with running_gateway(tmp_path, environ=variables) as gateway:
         async with connected(gateway.data_url) as connection:
             for _ in range(16):
@@ -551,7 +553,6 @@ async def test_a_collector_that_hangs_on_traces_holds_up_nobody_and_no_more_than
     tmp_path: Path, said: _Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "CLOSING_S", 0.05)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
     async with collector() as found:
         found.answering.clear()
         await _hangs_on_traces(tmp_path, found)
@@ -566,6 +567,7 @@ async def test_one_signal_that_fails_does_not_hold_up_the_other(tmp_path: Path, 
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{unused_port()}/{SECRET}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+        **HURRIED,
     }
     async with collector() as found:
         variables["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = f"{found.url}/v1/metrics"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import unused_port
 
-from gateway.domain.otel import Exporting, Protocol, Signal
+from gateway.domain.otel import Exporting, Protocol, Signal, read_otel
 from gateway.telemetry.otlp_exporter import Exporter, Listening, make_exporter
 from gateway.telemetry.otlp_metrics import metrics_data, resource_of
 from tests.collector import SERVER, Collector, collector, grpc_collector
@@ -28,9 +28,8 @@ COLLECTORS: dict[Protocol, Callable[[], AbstractAsyncContextManager[Collector]]]
 
 
 @pytest.fixture(autouse=True)
-def _without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{SECRET}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
 
 
 @asynccontextmanager
@@ -67,7 +66,7 @@ async def test_metrics_and_traces_arrive_in_either_protocol(tmp_path: Path, prot
 async def test_one_who_is_not_there_is_a_reason_without_the_address(signal: Signal, protocol: Protocol) -> None:
     url = f"http://127.0.0.1:{unused_port()}/{SECRET}"
     async with listening() as heard:
-        exporter = make_exporter(signal, Exporting(url, protocol), heard)
+        exporter = make_exporter(signal, Exporting(url, protocol, timeout_s=0.5), heard)
         assert exporter is not None
         why = await asyncio.to_thread(exporter.send, lambda: DATA if signal == "metrics" else [])
         exporter.shutdown()
@@ -76,6 +75,22 @@ async def test_one_who_is_not_there_is_a_reason_without_the_address(signal: Sign
     assert SECRET not in why
     assert "127.0.0.1" not in why
     assert heard.whys == {}
+
+
+@pytest.mark.parametrize("protocol", COLLECTORS)
+@pytest.mark.parametrize("signal", ["metrics", "traces"])
+async def test_an_exporter_has_the_time_that_we_read_and_not_what_it_would_read_itself(
+    signal: Signal, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ten seconds, as the specification has it. The exporters would take it for three hours.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10000")
+    read = read_otel({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "10000"}, "")
+    async with listening() as heard:
+        exporter = make_exporter(signal, read.metrics._replace(protocol=protocol), heard)
+        assert exporter is not None
+        theirs = exporter._exporter if protocol == "grpc" else exporter._exporter._client
+        assert theirs._timeout == 10.0
+        exporter.shutdown()
 
 
 class _Raises:
@@ -96,7 +111,7 @@ async def test_a_variable_that_a_library_cannot_read_turns_off_the_export_and_no
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: Protocol
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", f"zip-{SECRET}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", f"soon-{SECRET}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", f"soon-{SECRET}")
     async with listening() as heard:
         make_exporter("traces", Exporting("http://127.0.0.1:1", protocol), heard)
         heard.tell()

@@ -18,7 +18,7 @@ from gateway.telemetry.distribution import Distribution, Figures
 from gateway.telemetry.exposition import Snapshot
 from gateway.telemetry.gen_ai import Operations
 from gateway.telemetry.metrics import METRICS, Declared, Kind
-from gateway.telemetry.observe import Observer
+from gateway.telemetry.observe import PROVIDER_ERRORS, Observer
 from gateway.telemetry.otlp_metrics import metrics_data, resource_of
 from tests.collector import Export
 from tests.planning import plan_of
@@ -134,11 +134,14 @@ def test_ten_thousand_strangers_make_no_series_in_either_exporter() -> None:
 
     before = flood(10_000)
     assert flood(10_000) == before
-    known = {"qa_agent", "raw", "other"}
+    # The other agent's arms are there from the beginning, as are two models of qa_agent that nobody got.
+    known = {"qa_agent", "raw", "other", "legal_agent"}
     assert {dict(has)["agent"] for name, has in before[1] if name == "model.requests"} == known
-    # Agents x models x variants, and each with the codes there are and the one for all others: whoever calls.
-    assert sum(name == "model.requests" for name, _ in before[1]) == 3 * 3 * 3
-    assert sum(name == "model.errors" for name, _ in before[1]) == 3 * 3 * 3 * len({*codes, "upstream_error"})
+    # Agents x models x variants, and each with the codes there are and those of providers: whoever calls.
+    asked = [cell for cell in observer._cells.values() if cell.requests]
+    assert len(asked) == sum(name == "model.latency_ms" for name, _ in before[1]) == 3 * 3 * 3
+    assert {len(cell.errors) for cell in asked} == {len({*codes, *PROVIDER_ERRORS})}
+    assert len(observer._cells) == sum(name == "model.requests" for name, _ in before[1]) < 3 * 3 * 3 + 6
 
 
 def test_every_metric_has_a_name_over_otlp_and_a_unit_and_is_documented_with_both() -> None:

@@ -38,11 +38,11 @@ class _Scripted:
         self.threads.append("down")
 
 
-def made(exporter: _Scripted) -> tuple[SignalExport, Observer]:
+def made(exporter: _Scripted, *, late_s: float = 60.0) -> tuple[SignalExport, Observer]:
     observer = Observer(plan_of(), Standing(Breakers(), Retries()), (10, 100))
     listening = Listening()
     listening.end()
-    return SignalExport("traces", Exporter(exporter, listening), observer, every_s=5.0), observer
+    return SignalExport("traces", Exporter(exporter, listening), observer, every_s=5.0, late_s=late_s), observer
 
 
 async def test_an_outage_is_one_warning_and_one_line_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,6 +66,50 @@ async def test_an_outage_is_one_warning_and_one_line_when_it_is_over(caplog: pyt
     assert exporter.data == [0, 1, 2, 3, 4]
     signal.shutdown()
     assert set(exporter.threads) == {"otlp-traces", "down"}
+
+
+class _Hangs(_Scripted):
+    """An exporter whose collector takes its time, whatever the limit is."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(*names)
+        self.may_end = threading.Event()
+
+    def export(self, data: Any) -> _Result:
+        self.may_end.wait()
+        return super().export(data)
+
+
+async def test_a_collector_that_hangs_is_told_and_counted_while_it_does_and_gets_nothing_further(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    exporter, was_late = _Hangs("SUCCESS", "SUCCESS"), asyncio.Event()
+    signal, observer = made(exporter, late_s=0.01)
+    count = observer.exported
+
+    def counting(name: str, *, ok: bool) -> None:
+        count(name, ok=ok)
+        if signal.failures == 2:
+            was_late.set()
+
+    monkeypatch.setattr(observer, "exported", counting)
+    sending = asyncio.create_task(signal.send(list))
+    await was_late.wait()
+    assert [thread.name for thread in threading.enumerate()].count("otlp-traces") == 1
+    exporter.may_end.set()
+    assert await sending is True
+    counted = observer._exports["traces", "failed"]
+    assert counted >= 3
+    assert await signal.send(list) is True
+    said = [record.getMessage() for record in caplog.records if record.name == "gateway.otlp"]
+    assert said == [
+        "traces are not exported over OTLP: no answer within 0.01 s; every 5 s it is tried again",
+        f"traces are exported over OTLP again, after {counted} that were not",
+    ]
+    text = generate_latest(Snapshot(observer.figures())).decode()
+    assert f'gateway_otlp_exports_total{{result="failed",signal="traces"}} {counted}.0' in text
+    assert 'gateway_otlp_exports_total{result="ok",signal="traces"} 2.0' in text
 
 
 async def test_what_cannot_be_made_is_a_bug_told_once_and_the_next_is_tried(
