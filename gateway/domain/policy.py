@@ -244,13 +244,11 @@ def check_policy(policy: Policy, settings: Settings) -> list[Problem]:
             f'"{upstream}"',
             f"no such upstream; known: {known}{nearest(upstream, settings.upstreams)}",
         )
-    if policy.ab_testing.enabled and not policy.models.use_finetuned:
-        wrong("ab_testing.enabled", "true", "there is nothing to test while models.use_finetuned is false")
     if policy.reports.daily_at and not _TIME_OF_DAY.fullmatch(policy.reports.daily_at):
         wrong("reports.daily_at", f'"{policy.reports.daily_at}"', 'wants a time of day in UTC such as "06:00", or ""')
     problems += check_rollout(policy.rollout, settings.agents, is_experiment=policy.ab_testing.enabled)
     pools = {name: upstream.max_connections for name, upstream in settings.upstreams.items()}
-    problems += check_shadow(policy.shadow, settings.agents, pools, use_finetuned=policy.models.use_finetuned)
+    problems += check_shadow(policy.shadow, settings.agents, pools)
     _check_caps(policy, settings, problems)
     problems += check_prices("prices", policy.prices)
     if policy.alerting.enabled and not _may_be_webhook(policy.alerting.slack_webhook):

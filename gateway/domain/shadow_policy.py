@@ -40,9 +40,7 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True):
         return not self.agents or agent in self.agents
 
 
-def check_shadow(
-    shadow: Shadow, agents: Collection[str], pools: Mapping[str, int], *, use_finetuned: bool
-) -> list[Problem]:
+def check_shadow(shadow: Shadow, agents: Collection[str], pools: Mapping[str, int]) -> list[Problem]:
     """What the types cannot say. `pools`: how many connections each upstream may have."""
     problems = [
         Problem(
@@ -59,12 +57,6 @@ def check_shadow(
     def wrong(name: str, found: str, fix: str) -> None:
         problems.append(Problem(key=f"shadow.{name}", found=found, fix=fix))
 
-    if not use_finetuned:
-        fix = (
-            "there is no other variant while models.use_finetuned is false; with it on, "
-            "ab_testing.rollout_percentage = 0 serves it to nobody and shadows it all the same"
-        )
-        wrong("percent", f"{shadow.percent:g}", fix)
     if shadow.usd is None:
         wrong("usd", "", 'wants what shadow calls may cost in a window, such as usd = "1.00"')
     elif shadow.usd == 0:

@@ -125,7 +125,8 @@ def _agent(
     step_s = step_of(span)
     calls = experiments.outcomes(env, agent=agent, since_ms=span.since_ms, until_ms=span.until_ms)
     arms = arms_of(calls, experiment=state.experiment, step_s=step_s)
-    arrivals = experiments.arrivals(env, agent, experiment=state.experiment)
+    longest_ms = rollout.longest_ms if rollout else 0
+    arrivals = experiments.arrivals(env, agent, experiment=state.experiment, until_ms=now_ms - longest_ms)
     track, rows = _track(experiments, env, state, span, terms)
     evidence = evidence_of(rows, arrivals, terms)
     windows = []

@@ -56,7 +56,6 @@ def test_an_empty_policy_is_a_good_one() -> None:
     ("text", "key", "said"),
     [
         ('[models]\nupstream = "simulatr"', "models.upstream", 'known: simulator; did you mean "simulator"?'),
-        ("[models]\nuse_finetuned = false\n[ab_testing]\nenabled = true", "ab_testing.enabled", "nothing to test"),
         ('[reports]\ndaily_at = "6:00"', "reports.daily_at", 'wants a time of day in UTC such as "06:00"'),
         ('[reports]\ndaily_at = "24:00"', "reports.daily_at", 'wants a time of day in UTC such as "06:00"'),
         ('[[caps]]\nper = "hour"', "caps[0]", "exactly one of usd, requests, tokens"),
@@ -275,7 +274,7 @@ def test_all_problems_come_at_once() -> None:
         """
     )
     assert list(found) == [
-        "models.upstream", "ab_testing.enabled", "caps[0]", "caps[1].warn_at", "caps[1].only.agent", "timeouts.nowhere",
+        "models.upstream", "caps[0]", "caps[1].warn_at", "caps[1].only.agent", "timeouts.nowhere",
         "stream.agents.nobody", "retries.max_wait_s", "breakers.max_open_s", "keys[0].name", "keys[0].sha256",
         "keys[0].agents",
     ]  # fmt: skip

@@ -15,14 +15,14 @@ AGENTS = ("qa_agent", "legal_agent")
 POOLS = {"mistral": 1_000, "sim": 40}
 
 
-def checked(text: str, *, use_finetuned: bool = True) -> dict[str, str]:
-    problems = check_shadow(read(Shadow, text), AGENTS, POOLS, use_finetuned=use_finetuned)
+def checked(text: str) -> dict[str, str]:
+    problems = check_shadow(read(Shadow, text), AGENTS, POOLS)
     return {problem.key: f"{problem.found} {problem.fix}" for problem in problems}
 
 
 def test_nothing_is_shadowed_unless_somebody_asks_for_it() -> None:
     assert not Shadow().is_on
-    assert checked("", use_finetuned=False) == {}
+    assert checked("") == {}
     assert shadow_caps(Shadow()) == shadow_caps(read(Shadow, 'usd = "1.00"')) == []
 
 
@@ -33,7 +33,7 @@ def test_production_shows_how_it_is_asked_for_and_does_not() -> None:
     lines = rest.partition("\n\n")[0].split("\n")
     shown = read(Shadow, "\n".join(line.removeprefix("# ") for line in lines))
     assert shown.is_on
-    assert check_shadow(shown, AGENTS, {"mistral": 1_000}, use_finetuned=True) == []
+    assert check_shadow(shown, AGENTS, {"mistral": 1_000}) == []
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,6 @@ def test_what_is_wrong_is_said_with_its_place_and_its_remedy(text: str, key: str
 
 def test_the_largest_number_in_flight_that_leaves_calls_their_connections_is_allowed() -> None:
     assert checked('percent = 5\nusd = "1"\nmax_in_flight = 10') == {}
-
-
-def test_without_fine_tuned_models_there_is_no_other_variant() -> None:
-    found = checked('percent = 5\nusd = "1"', use_finetuned=False)
-    assert list(found) == ["shadow.percent"]
-    assert "rollout_percentage = 0" in found["shadow.percent"]
 
 
 @pytest.mark.parametrize(
