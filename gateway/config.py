@@ -276,7 +276,7 @@ def _check_cost_guardrails(plan: Plan) -> list[Problem]:
         Problem(
             key=f"agents.{name}.{variant}",
             found=f'"{model.ref}"',
-            fix="has no price, and the guardrail on cost_per_request compares costs: add [prices], or drop the guardrail",
+            fix="has no price, and the guardrail on cost_per_request compares costs; add [prices] or drop it",
         )
         for name, rollout in plan.rollouts.items()
         if any(guardrail.metric == "cost_per_request" for guardrail in rollout.terms.guardrails)

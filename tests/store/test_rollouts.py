@@ -87,7 +87,9 @@ def test_the_log_tells_the_latest_changes_oldest_first(database: sqlite3.Connect
 def test_changes_follow_on_one_another_also_where_the_clock_went_back(database: sqlite3.Connection) -> None:
     state = make(database, "dev", begun())
     for number, hours in enumerate((2, 1, 3), start=2):
-        change = change_by(state, Event.RAISED, number * 1_000, Cause(NOW_MS + hours * HOUR_MS, "ann", ("a test",))).change
+        change = change_by(
+            state, Event.RAISED, number * 1_000, Cause(NOW_MS + hours * HOUR_MS, "ann", ("a test",))
+        ).change
         assert change is not None
         state = make(database, "dev", change)
     for agent in ("qa_agent", None):
