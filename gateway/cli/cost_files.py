@@ -18,6 +18,7 @@ from gateway.cli.options import fail
 from gateway.domain.money import format_usd
 from gateway.domain.spans import DAY_MS
 from gateway.domain.variables import is_reference
+from gateway.domain.words import counted
 
 if TYPE_CHECKING:
     from gateway.lab.provider_usage import UsageDay
@@ -87,7 +88,7 @@ def export_command(file: Path, since: str, until: str, chosen: Chosen) -> None:
                 beside.replace(file)
         except OSError as error:
             fail(f"{file} cannot be written: {error.strerror or error}")
-    say(f"{_counted(count, 'row')} to {file}")
+    say(f"{counted(count, 'row')} to {file}")
 
 
 @click.command("import")
@@ -111,11 +112,11 @@ def import_command(file: Path, who: str, chosen: Chosen) -> None:
             fail(f"{name} cannot be read: {error.strerror or error}")
         except CsvProblems as found:
             note(str(found))
-            fail(f"{_counted(len(found.problems), 'problem')}; nothing was booked")
+            fail(f"{counted(len(found.problems), 'problem')}; nothing was booked")
         with at_work(f"booking {len(rows):,} rows"):
             added = opened.ledger.add(rows, who=who)
     usd = format_usd(sum(row.amounts.nusd for row in rows))
-    say(f"{name}: {_counted(len(rows), 'row')}, {usd} usd; {added.added:,} added, {added.known:,} known before")
+    say(f"{name}: {counted(len(rows), 'row')}, {usd} usd; {added.added:,} added, {added.known:,} known before")
 
 
 @click.command("reconcile")
@@ -175,7 +176,7 @@ def _settle(opened: Desk, found: "list[Difference]", source: str, who: str, *, i
         ended = opened.ledger.release(opened.env, [*freed, *costs], who=who, why=why, actual=costs)
         say(f"{len(ended)} out of doubt: {len(freed)} freed, {len(costs)} booked with what they did cost.")
         return
-    say(f"{_counted(len(freed) + len(costs), 'attempt')} in doubt can be settled by these figures:")
+    say(f"{counted(len(freed) + len(costs), 'attempt')} in doubt can be settled by these figures:")
     for id in freed[:_IDS_SHOWN]:
         say(f"  {id}: not counted by the provider; can be freed")
     if len(freed) > _IDS_SHOWN:
@@ -200,7 +201,7 @@ def _read_usage(file: Path) -> "list[UsageDay]":
         fail(f"{file} cannot be read: {error.strerror or error}")
     except CsvProblems as found:
         note(str(found))
-        fail(f"{_counted(len(found.problems), 'problem')}; nothing was compared")
+        fail(f"{counted(len(found.problems), 'problem')}; nothing was compared")
 
 
 def _ask_mistral(opened: Desk, upstream: str, month: str, key_file: Any) -> "list[UsageDay]":
@@ -254,7 +255,3 @@ def at_work(what: str) -> Iterator[None]:
         waiting = nullcontext()
     with waiting:
         yield
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -19,7 +19,7 @@ from gateway.decide.by_hand import Entry, actual_of, doubts_about, read_switch, 
 from gateway.domain.errors import GatewayError, Refused
 from gateway.domain.spans import read_instant, read_span
 from gateway.edge.admit import leave_to_read_body, read_body
-from gateway.edge.asked import decoded, refuse_web_pages
+from gateway.edge.asked import decoded, refuse_web_pages, unavailable
 from gateway.edge.guard import Handler, guarded
 from gateway.edge.replies import JSON, error_reply
 from gateway.edge.runtime import Runtime
@@ -200,14 +200,10 @@ def _work_at(path: Path, work: Callable[[Ledger], T]) -> T:
     try:
         ledger = Ledger(path, clock=time.time, is_new_allowed=False)
     except StoreError as error:
-        raise _unavailable(error) from error
+        raise unavailable(error) from error
     with ledger:
         try:
             return work(ledger)
         except StoreError as error:
             # The database's own troubles come of an error of its own; the rest is about what was asked.
-            raise _unavailable(error) if error.__cause__ else Refused("invalid_value", str(error)) from error
-
-
-def _unavailable(error: StoreError) -> Refused:
-    return Refused("budget_unavailable", str(error), headers={"Retry-After": "1"})
+            raise unavailable(error) if error.__cause__ else Refused("invalid_value", str(error)) from error

@@ -11,7 +11,7 @@ from gateway.domain.ledger import LedgerRow
 from gateway.domain.money import format_usd
 from gateway.domain.spans import Span, format_duration, format_time
 from gateway.lab.cost_figures import GROUPS, Figures, busiest, gather
-from gateway.lab.markdown import Plot, code, image, put, table, why_no_plots
+from gateway.lab.markdown import Plot, code, image, plots_of, put, table, why_no_plots
 from gateway.store.ledger import AccountStatus, Ledger
 from gateway.store.statement import amount_of, fullest_of, used_percent
 from gateway.store.store import Total
@@ -22,14 +22,14 @@ _BARS = 12
 
 
 def write_report(ledger: Ledger, env: str, rules: Sequence[Rule], now_s: float, span: Span, out: Path) -> list[Path]:
-    """Write the report to `out` and its plots into the folder of the same name; what was written, the report first.
+    """Write the report to `out` and its plots into a folder beside it; what was written, the report first.
 
     Without matplotlib it has no plots, and says so. Raises `StoreError`, `OSError`.
     """
     missing = why_no_plots()
     figures = gather(ledger, env, rules, now_s, span)
     plots = [] if missing else _plots(figures)
-    text = markdown(figures, plots, out.with_suffix("").name, note=missing)
+    text = markdown(figures, plots, plots_of(out).name, note=missing)
     return put(out, text, plots, ours=["cap-*.svg"])
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from gateway.domain.money import format_usd
 from gateway.domain.spans import format_time
+from gateway.domain.words import counted
 from gateway.lab.replay import About, Findings, Moves, Sums
+from gateway.lab.screen import add_row, say, table_of
 
 _FIGURES = ("calls", "answered", "refused", "failed", "left")
 # What is said of each assumption, behind the number of calls that rest on it.
@@ -29,31 +29,31 @@ def show(about: About, found: Findings, screen: Console) -> None:
     """All of it."""
     since, until = format_time(about.since_ms), format_time(about.until_ms)
     whose = f" of {about.agent}" if about.agent else ""
-    _say(screen, f"{about.env}, {since} to {until}: calls{whose} made under {about.was}, replayed under {about.policy}")
+    say(screen, f"{about.env}, {since} to {until}: calls{whose} made under {about.was}, replayed under {about.policy}")
     if not found.whole.before.calls:
-        _say(screen, "No such call was recorded.")
+        say(screen, "No such call was recorded.")
         return
     screen.print(_totals(found.whole))
-    changed, calls = found.whole.changed, found.whole.before.calls
-    _say(screen, f"{changed:,} of {_counted(calls)} would go otherwise." if changed else "No call would go otherwise.")
+    changed, calls = found.whole.changed, counted(found.whole.before.calls, "call")
+    say(screen, f"{changed:,} of {calls} would go otherwise." if changed else "No call would go otherwise.")
     for table in (_agents(found.agents), _moves(found.agents), _refusals(found), _largest(found)):
         if table.row_count:
             screen.print()
             screen.print(table)
     if found.assumed:
-        _say(screen, "\nThis rests on:")
+        say(screen, "\nThis rests on:")
     for name, number in found.assumed.items():
-        _say(screen, f"  {_counted(number)}: {ASSUMED[name]}")
+        say(screen, f"  {counted(number, 'call')}: {ASSUMED[name]}")
 
 
 def _totals(whole: Moves) -> Table:
-    table = _table("", *_FIGURES, "usd", "tokens", names=1)
-    _row(table, "recorded", *_figures(whole.before))
-    _row(table, "replayed", *_figures(whole.after))
+    table = table_of("", *_FIGURES, "usd", "tokens", names=1)
+    add_row(table, "recorded", *_figures(whole.before))
+    add_row(table, "replayed", *_figures(whole.after))
     before, after = whole.before, whole.after
     moved = [getattr(after, name) - getattr(before, name) for name in _FIGURES]
     cost_nusd, tokens = after.cost_nusd - before.cost_nusd, after.tokens - before.tokens
-    _row(table, "difference", *(_signed(number) for number in moved), _signed_usd(cost_nusd), _signed(tokens))
+    add_row(table, "difference", *(_signed(number) for number in moved), _signed_usd(cost_nusd), _signed(tokens))
     return table
 
 
@@ -62,36 +62,39 @@ def _figures(sums: Sums) -> list[str]:
 
 
 def _agents(agents: Mapping[str, Moves]) -> Table:
-    table = _table("agent", "calls", "otherwise", "recorded", "replayed", "difference", names=1)
+    table = table_of("agent", "calls", "otherwise", "recorded", "replayed", "difference", names=1)
     for name, moves in agents.items():
         before, after = moves.before.cost_nusd, moves.after.cost_nusd
         usd = (f"${format_usd(before)}", f"${format_usd(after)}", _signed_usd(after - before))
-        _row(table, name, f"{moves.before.calls:,}", f"{moves.changed:,}", *usd)
+        add_row(table, name, f"{moves.before.calls:,}", f"{moves.changed:,}", *usd)
     return table
 
 
 def _moves(agents: Mapping[str, Moves]) -> Table:
-    table = _table("agent", "what moves", "from -> to", "calls", names=3)
+    table = table_of("agent", "what moves", "from -> to", "calls", names=3)
     for name, moves in agents.items():
         for what, found in (("share", moves.shares), ("variant", moves.variants), ("model", moves.models)):
             for way, number in sorted(found.items(), key=lambda item: (-item[1], item[0])):
-                _row(table, name, what, way, f"{number:,}")
+                add_row(table, name, what, way, f"{number:,}")
     return table
 
 
 def _refusals(found: Findings) -> Table:
-    table = _table("refused by", "first", "recorded", "replayed", names=2)
+    table = table_of("refused by", "first", "recorded", "replayed", names=2, whole={"first"})
     for refusal in found.refusals:
         first = "-" if refusal.first_ms is None else format_time(refusal.first_ms)
-        _row(table, refusal.why, first, f"{refusal.before:,}", f"{refusal.after:,}")
+        add_row(table, refusal.why, first, f"{refusal.before:,}", f"{refusal.after:,}")
     return table
 
 
 def _largest(found: Findings) -> Table:
-    table = _table("changes of most cost", "call", "agent", "recorded", "replayed", "difference", names=5)
+    table = table_of(
+        "changes of most cost", "call", "agent", "recorded", "replayed", "difference",
+        names=5, whole={"changes of most cost", "call"},
+    )  # fmt: skip
     for change in found.largest:
         ends = _ending(change.before), _ending(change.after)
-        _row(table, format_time(change.at_ms), change.id, change.agent, *ends, _signed_usd(change.difference_nusd))
+        add_row(table, format_time(change.at_ms), change.id, change.agent, *ends, _signed_usd(change.difference_nusd))
     return table
 
 
@@ -101,10 +104,6 @@ def _ending(ending: Mapping[str, Any]) -> str:
     return f"{ending['end']}: {ending['why']}" if ending["why"] else str(ending["end"])
 
 
-def _counted(number: int) -> str:
-    return f"{number:,} call{'' if number == 1 else 's'}"
-
-
 def _signed(number: int) -> str:
     return f"{number:+,}" if number else "0"
 
@@ -112,24 +111,3 @@ def _signed(number: int) -> str:
 def _signed_usd(nusd: int) -> str:
     sign = "-" if nusd < 0 else "+" if nusd else ""
     return f"{sign}${format_usd(abs(nusd))}"
-
-
-def _table(*columns: str, names: int) -> Table:
-    """A table whose first columns are names, and the others figures."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for index, column in enumerate(columns):
-        is_figure = index >= names
-        is_whole = column in ("first", "changes of most cost", "call")
-        table.add_column(
-            column, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure or is_whole
-        )  # fmt: skip
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    # As Text: names may hold brackets, which are markup elsewhere.
-    table.add_row(*(Text(str(cell)) for cell in cells))
-
-
-def _say(screen: Console, text: str) -> None:
-    screen.print(text, markup=False, soft_wrap=True)

@@ -52,7 +52,7 @@ FAULTS = {
     "slow-first": "Headers at once, the first byte of the body after 20 s.",
     "stall": "The first half of the answer, then nothing; the connection stays open.",
 }
-"""What each fault does, by name; the documentation is made from this table."""
+"""What each fault does, by name. docs/cli.md has a copy, which tests/test_house.py holds to it."""
 
 _OVERLOADED = RequestRefused(503, "The simulator is overloaded.", type_="server_error")
 _HTML = b"<html>\n<head><title>502 Bad Gateway</title></head>\n<body><h1>502 Bad Gateway</h1></body>\n</html>\n"

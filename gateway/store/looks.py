@@ -1,6 +1,6 @@
 """A look at an experiment: what its calls say by now, gathered from the store and compared.
 
-Takes a second or so per 100,000 calls, so it is for a thread or a command, never for a call's way.
+Takes a second or so per 100,000 calls, so it is for a process or a command, never for a call's way.
 """
 
 from gateway.decide.compare import evidence_of

@@ -8,9 +8,7 @@ that is brought twice counts once.
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -32,7 +30,7 @@ from gateway.store.leases import (
 )
 from gateway.store.outcomes import forget_outcomes, insert_outcomes
 from gateway.store.rollouts import load_rollouts
-from gateway.store.schema import BUSY_S, open_database, transaction
+from gateway.store.schema import BUSY_S, OpenFile
 from gateway.store.store import Ask, Batch, Crossing, Spot, Stop, Synced
 
 # Where nothing else is to be written, a process says this often that it is alive.
@@ -64,7 +62,7 @@ _ACCOUNT_AT = f"""{_ACCOUNT}
 """
 
 
-class SqliteStore:
+class SqliteStore(OpenFile):
     """The ledger's file, as a process uses it while it serves. See `Store`. `clock` tells unix seconds.
 
     `keep_calls_ms`: what became of calls is let go of when it is older than that; 0 is for ever.
@@ -73,10 +71,8 @@ class SqliteStore:
     def __init__(
         self, path: Path, *, clock: Callable[[], float], busy_s: float = BUSY_S, keep_calls_ms: int = 0
     ) -> None:
-        self._path = path
-        self._clock = clock
+        super().__init__(path, clock=clock, is_checked=True, busy_s=busy_s)
         self._keep_calls_ms = keep_calls_ms
-        self._database = open_database(path, busy_s=busy_s)
         self._holder = ""
         self._rules: tuple[Rule, ...] = ()
         # Limits as this process knows them, those of rules it has left behind, too: its leases may outlast them.
@@ -164,15 +160,6 @@ class SqliteStore:
                 "UPDATE holders SET is_lost = 1, seen_ms = ? WHERE holder = ?", (self._now_ms(), self._holder)
             )
         self._holder = ""
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
-
-    def _transaction(
-        self, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
-    ) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._database, self._path, kind)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
