@@ -70,7 +70,7 @@ def test_the_plan_is_productions_but_for_its_mode_and_numbers() -> None:
     files = Paths(Path("config.toml"), Path("policies"))
     shipped = load(files, "production", litellm_map={}, want_secrets=False).plan.rollouts[AGENT]
     assert plan_of(World()) == shipped._replace(
-        is_automatic=True, stages=tuple(stage._replace(min_users=50) for stage in shipped.stages)
+        is_automatic=True, stages=tuple(stage._replace(min_users=50) for stage in shipped.stages), longest_ms=0
     )
 
 
