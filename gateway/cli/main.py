@@ -69,11 +69,11 @@ def serve(config: Path, policies: Path, env: str | None) -> None:
     The configuration is read again on SIGHUP and when its files change; one with a problem is refused, and the last
     good one stays.
     """
+    # First of all: what asks for a reload before the files were read asks for nothing, and is no reason to die.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from gateway.app import serve as run
     from gateway.telemetry.logs import set_up_logs
 
-    # What asks for a reload while the files are read for the first time asks for nothing.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loaded = load_or_exit(config, policies, env)
     set_up_logs(loaded.settings.log.format, loaded.policy.log.level)
 
