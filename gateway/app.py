@@ -192,8 +192,7 @@ class Gateway:
     def watch(self) -> None:
         """Reload on change."""
         paths = self._loaded.paths
-        folders = sorted({paths.config.resolve().parent, paths.policies.resolve()})
-        self._tasks.append(asyncio.create_task(watch_files(folders, self.reload)))
+        self._tasks.append(asyncio.create_task(watch_files((paths.config, paths.policies), self.reload)))
 
     async def _found_or_begun(self, plan: Plan) -> Mapping[tuple[str, str], RolloutState]:
         """Where the rollouts stand under a plan that is about to be in force; none where the store does not say."""

@@ -1,6 +1,7 @@
 """Whole processes: start, traffic, reload under load, drain, and death at any moment."""
 
 import asyncio
+import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -123,6 +124,35 @@ async def test_a_bad_file_leaves_the_last_good_one_in_force_and_is_told_everywhe
             told = msgspec.json.decode((await gateway.admin("/readyz"))[1])["config"]
             assert told == {"is_current": True, "reload_error": None, "at_next_start": []}
             assert await gateway.metric("gateway_config_is_current 1.0")
+            await load.stop()
+            assert set(load.statuses) == {200}
+
+
+async def test_every_version_of_a_mounted_configuration_is_taken_over(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+
+    def mount(version: int, text: str) -> None:
+        """As the kubelet does it: a new folder, the link `..data` moved over, the old folder removed."""
+        (tmp_path / f"..{version}").mkdir()
+        (tmp_path / f"..{version}" / "config.toml").write_text(text)
+        (tmp_path / "..data_tmp").symlink_to(f"..{version}")
+        (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+        shutil.rmtree(tmp_path / f"..{version - 1}", ignore_errors=True)
+
+    async with scripted(says("Paris")) as provider:
+        files = Files(tmp_path, provider)
+        text = config.read_text()
+        mount(0, text)
+        config.unlink()
+        config.symlink_to("..data/config.toml")
+        async with process(files) as gateway:
+            load = Load(gateway, callers=1)
+            await load.more()
+            for version, model in enumerate("bcd", start=1):
+                mount(version, text.replace('"first/a"', f'"first/{model}"'))
+                async with asyncio.timeout(PATIENCE_S):
+                    while f"first/{model}" not in load.models:
+                        await load.more(1)
             await load.stop()
             assert set(load.statuses) == {200}
 

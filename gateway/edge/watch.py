@@ -15,12 +15,12 @@ SETTLE_MS = 200
 LOOK_MS = 2_000
 
 
-async def watch_files(folders: Sequence[Path], reload: Callable[[], Awaitable[None]]) -> None:
-    """Call `reload` after each change of a TOML file in `folders`, until cancelled."""
+async def watch_files(paths: Sequence[Path], reload: Callable[[], Awaitable[None]]) -> None:
+    """Call `reload` after each change of a TOML file in these folders, or beside these files, until cancelled."""
     is_first, is_failing = True, False
     while True:
         try:
-            async for _ in _changes(folders, is_first=is_first):
+            async for _ in _changes(paths, is_first=is_first):
                 if is_failing:
                     log.warning("changes of the configuration are noticed again")
                 is_failing = False
@@ -34,8 +34,8 @@ async def watch_files(folders: Sequence[Path], reload: Callable[[], Awaitable[No
         is_first = False
 
 
-async def _changes(folders: Sequence[Path], *, is_first: bool) -> AsyncIterator[None]:
-    """The changes in these folders, until one of them is another: a watch stays with what it was begun on.
+async def _changes(paths: Sequence[Path], *, is_first: bool) -> AsyncIterator[None]:
+    """The changes of these, until a folder of them is another: a watch stays with what it was begun on.
 
     But for the first time there is one change at the beginning: what happened while nobody watched.
     """
@@ -46,22 +46,27 @@ async def _changes(folders: Sequence[Path], *, is_first: bool) -> AsyncIterator[
         # Kubernetes swaps the link `..data`, which is the only thing that changes by name.
         return path.endswith((".toml", "..data"))
 
-    watched = _identities(folders)
+    watched = _folders(paths)
     is_news = not is_first
     async for changes in awatch(
-        *folders, watch_filter=is_config, debounce=SETTLE_MS, recursive=False, rust_timeout=LOOK_MS,
+        *watched, watch_filter=is_config, debounce=SETTLE_MS, recursive=False, rust_timeout=LOOK_MS,
         yield_on_timeout=True,
     ):  # fmt: skip
         if changes or is_news:
             yield
         is_news = False
-        if _identities(folders) != watched:
+        if _folders(paths) != watched:
             return
 
 
-def _identities(folders: Iterable[Path]) -> list[tuple[int, int]]:
-    """By which a folder is told from another of the same name. Raises OSError where one is missing."""
-    return [(found.st_dev, found.st_ino) for found in map(Path.stat, folders)]
+def _folders(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Where these lie and where links lead to, each with what tells it from another of that name. Raises OSError.
+
+    Of a mounted ConfigMap the file is a link into a folder that the next version replaces by another.
+    """
+    ends = {end for path in paths for end in (path.absolute(), path.resolve())}
+    found = {folder: folder.stat() for folder in sorted({end if end.is_dir() else end.parent for end in ends})}
+    return {folder: (stat.st_dev, stat.st_ino) for folder, stat in found.items()}
 
 
 def reload_on(signal_number: int, reload: Callable[[], Awaitable[None]]) -> None:

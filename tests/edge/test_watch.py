@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -82,19 +83,58 @@ async def test_a_folder_that_is_replaced_is_watched_on(tmp_path: Path, monkeypat
         await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
 
 
+async def test_a_mounted_file_is_watched_through_all_of_its_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SETTLE_MS", 10)
+    monkeypatch.setattr(watch, "LOOK_MS", 10)
+    mount, config = tmp_path / "mount", tmp_path / "mount" / "config.toml"
+    mount.mkdir()
+
+    def swap(version: int) -> None:
+        """As the kubelet does it: a new folder, the link `..data` moved over, the old folder removed."""
+        (mount / f"..{version}").mkdir()
+        (mount / f"..{version}" / "config.toml").write_text(f"version = {version}\n")
+        (mount / "..data_tmp").symlink_to(f"..{version}")
+        (mount / "..data_tmp").replace(mount / "..data")
+        if version:
+            shutil.rmtree(mount / f"..{version - 1}")
+
+    swap(0)
+    config.symlink_to("..data/config.toml")
+    seen: list[str] = []
+    changed = asyncio.Condition()
+
+    async def reload() -> None:
+        async with changed:
+            seen.append(config.read_text())
+            changed.notify_all()
+
+    task = asyncio.create_task(watch_files([config], reload))
+    await asyncio.sleep(0)
+    try:
+        for version in (1, 2, 3):
+            swap(version)
+            async with asyncio.timeout(PATIENCE_S), changed:
+                await changed.wait_for(lambda: bool(seen) and seen[-1] == f"version = {version}\n")  # noqa: B023
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_folder_that_is_gone_for_a_while_is_told_of_once_and_watched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(watch, "SETTLE_MS", 10)
     monkeypatch.setattr(watch, "LOOK_MS", 10)
-    folder = tmp_path / "policies"
-    folder.mkdir()
+    folder = tmp_path / "release" / "policies"
+    folder.mkdir(parents=True)
     async with watched(folder) as reloads:
-        folder.rmdir()
+        shutil.rmtree(folder.parent)
         async with asyncio.timeout(PATIENCE_S):
             while "no change of the configuration is noticed" not in caplog.text:
                 await asyncio.to_thread(lambda: None)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         await asyncio.wait_for(reloads.acquire(), PATIENCE_S)
     assert caplog.text.count("no change of the configuration is noticed") == 1
     assert "changes of the configuration are noticed again" in caplog.text
